@@ -1,0 +1,114 @@
+"""Linear solves with the Jacobian at a solution: what an implicit derivative costs.
+
+`f(theta, y) = 0` defines y(theta): dy = -(df/dy)^-1 (df/dtheta) dtheta. Nothing here raises when a system is singular:
+each function returns whether it converged, so that one bad lane of a vmap does not end the others.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+LinearSolverName = Literal["auto", "lu", "qr", "cg", "gmres", "bicgstab", "normal_cg"]
+DENSE_UP_TO = 256  # unknowns: above this `auto` is matrix-free (GMRES), see docs/strategies.md
+SINGULAR = 0.1  # an amplification |A| |x| / |b| above this over eps: no digit of x is right
+LOOSE = 100.0  # a residual above this times the tolerance is not a solution, whatever the solver says
+
+
+class LinearSolve(eqx.Module):
+    """How to solve A x = b: `name`, and for the iterative methods tolerances (None: those of the solver)."""
+
+    name: LinearSolverName = eqx.field(static=True, default="auto")
+    rtol: Any = None
+    atol: Any = None
+    max_steps: int | None = eqx.field(static=True, default=None)
+
+    def __call__(
+        self, apply: Callable[[Float[Array, " n"]], Float[Array, " n"]], b: Float[Array, " n"]
+    ) -> tuple[Float[Array, " n"], Array, Array, Array]:
+        """-> x, converged, steps, relative residual |A x - b| / |b|.
+
+        b is brought to norm one first, so that an absolute tolerance means the same for every scale of the loss.
+        """
+        size = jnp.linalg.norm(b)
+        size = jnp.where(size > 0, size, 1)
+        b = b / size
+        operator = lx.FunctionLinearOperator(apply, jax.ShapeDtypeStruct(b.shape, b.dtype))
+        if self._dense(b.size):
+            matrix = operator.as_matrix()
+            solution = lx.linear_solve(lx.MatrixLinearOperator(matrix), b, self._direct(), throw=False)
+            x, steps = solution.value, jnp.array(1, jnp.int32)
+            amplification = jnp.linalg.norm(matrix) * jnp.linalg.norm(x)
+            regular = amplification < SINGULAR / jnp.finfo(b.dtype).eps
+        else:
+            iterative, operator, rhs = self._iterative(operator, b)
+            solution = lx.linear_solve(operator, rhs, iterative, throw=False)
+            x, steps = solution.value, jnp.asarray(solution.stats.get("num_steps", 0), jnp.int32)
+            regular = jnp.array(True)
+        residual = jnp.linalg.norm(apply(x) - b)
+        converged = (solution.result == lx.RESULTS.successful) & regular & jnp.all(jnp.isfinite(x))
+        if not self._dense(b.size):
+            rtol, atol = self._tolerances(b)
+            converged = converged & (residual <= LOOSE * (rtol + atol))
+        return x * size, converged, steps, residual
+
+    def _dense(self, n: int) -> bool:
+        return self.name in ("lu", "qr") or (self.name == "auto" and n <= DENSE_UP_TO)
+
+    def _direct(self) -> lx.AbstractLinearSolver:
+        return lx.QR() if self.name == "qr" else lx.LU()
+
+    def _tolerances(self, b: Array) -> tuple[Any, Any]:
+        default = float(jnp.finfo(b.dtype).eps) ** 0.75
+        return (default if self.rtol is None else self.rtol), (default if self.atol is None else self.atol)
+
+    def _iterative(self, operator: Any, b: Array) -> tuple[Any, Any, Array]:
+        """Lineax's solver; conjugate gradients want a definite operator, which `cg` promises to be positive."""
+        rtol, atol = self._tolerances(b)
+        if self.name == "cg":
+            tagged = lx.TaggedLinearOperator(operator, lx.positive_semidefinite_tag)
+            return lx.CG(rtol, atol, max_steps=self.max_steps), tagged, b
+        if self.name == "normal_cg":
+            return lx.Normal(lx.CG(rtol, atol, max_steps=self.max_steps)), operator, b
+        if self.name == "bicgstab":
+            return lx.BiCGStab(rtol, atol, max_steps=self.max_steps), operator, b
+        return lx.GMRES(rtol, atol, max_steps=self.max_steps), operator, b
+
+
+class Linearization(eqx.Module):
+    """The equation f(theta, y) = 0 at its solution: products with df/dy and df/dtheta and their transposes."""
+
+    residual: Any  # (theta, y) -> f, a pytree like y
+    theta: list[Array]
+    y: PyTree
+
+    @property
+    def flat(self) -> tuple[Float[Array, " n"], Callable]:
+        return ravel_pytree(self.y)
+
+    def dy(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
+        """(df/dy) v."""
+        unravel = self.flat[1]
+        out = jax.jvp(lambda y: self.residual(self.theta, y), (self.y,), (unravel(v),))[1]
+        return ravel_pytree(out)[0]
+
+    def dy_transposed(self, w: Float[Array, " n"]) -> Float[Array, " n"]:
+        """(df/dy)^T w."""
+        unravel = self.flat[1]
+        pullback = jax.vjp(lambda y: self.residual(self.theta, y), self.y)[1]
+        return ravel_pytree(pullback(unravel(w))[0])[0]
+
+    def dtheta(self, tangents: list[Array]) -> Float[Array, " n"]:
+        """(df/dtheta) t."""
+        if not self.theta:
+            return jnp.zeros_like(self.flat[0])
+        return ravel_pytree(jax.jvp(lambda t: self.residual(t, self.y), (self.theta,), (tangents,))[1])[0]
+
+    def dtheta_transposed(self, w: Float[Array, " n"]) -> list[Array]:
+        """(df/dtheta)^T w."""
+        return jax.vjp(lambda t: self.residual(t, self.y), self.theta)[1](self.flat[1](w))[0]

@@ -1,0 +1,23 @@
+"""The problems that come with the package, one file each."""
+
+from .base import AbstractProblem
+from .brachistochrone import Brachistochrone
+from .digits import Digits
+from .equilibrium import Equilibrium
+from .exponential import Exponential
+from .kepler import Kepler
+from .lotka_volterra import LotkaVolterra
+from .pendulum import Pendulum
+from .ridge import Ridge
+
+__all__ = [
+    "AbstractProblem",
+    "Brachistochrone",
+    "Digits",
+    "Equilibrium",
+    "Exponential",
+    "Kepler",
+    "LotkaVolterra",
+    "Pendulum",
+    "Ridge",
+]

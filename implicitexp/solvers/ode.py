@@ -1,0 +1,163 @@
+"""ODE solvers: Diffrax's, with their step size control."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import PyTree
+
+from implicitexp.equations import ODE, Stats
+
+from .base import AbstractSolver, Loop, NotConverged, Tolerance, dtype_of, resolve_tolerance, stats
+
+
+def loop_adjoint(loop: Loop) -> dfx.AbstractAdjoint:
+    """Diffrax's name for a loop: its plain one can be differentiated in forward mode only."""
+    if loop.kind == "plain":
+        return dfx.ForwardMode()
+    return dfx.RecursiveCheckpointAdjoint(checkpoints=loop.checkpoints)
+
+
+class AbstractODESolver(AbstractSolver):
+    """A Runge-Kutta method. `integrate` is the one place that calls Diffrax, for forward and backward solves."""
+
+    max_steps: eqx.AbstractVar[int]
+    dt0: eqx.AbstractVar[Any]
+    order: eqx.AbstractClassVar[int]
+
+    @abc.abstractmethod
+    def method(self, dtype: Any) -> dfx.AbstractSolver:
+        """The Diffrax solver for numbers of this type."""
+
+    @abc.abstractmethod
+    def controller(self, y0: PyTree, rtol: Any, atol: Any) -> dfx.AbstractStepSizeController:
+        """The step size control; given tolerances stand before the solver's own."""
+
+    def integrate(
+        self,
+        field: Callable[[Any, PyTree, PyTree], PyTree],
+        y0: PyTree,
+        t0: Any,
+        t1: Any,
+        args: PyTree,
+        *,
+        saveat: dfx.SaveAt | None = None,
+        loop: Loop = Loop(),
+        rtol: Any = None,
+        atol: Any = None,
+        max_steps: int | None = None,
+    ) -> dfx.Solution:
+        """Integrate dy/dt = field(t, y, args) from t0 to t1, in either direction."""
+        dt0 = None if self.dt0 is None else jnp.where(t1 < t0, -1, 1) * jnp.asarray(self.dt0, jnp.result_type(t0))
+        return dfx.diffeqsolve(
+            dfx.ODETerm(field),
+            self.method(dtype_of(y0)),
+            t0,
+            t1,
+            dt0,
+            y0,
+            args,
+            saveat=dfx.SaveAt(t1=True) if saveat is None else saveat,
+            stepsize_controller=self.controller(y0, rtol, atol),
+            adjoint=loop_adjoint(loop),
+            max_steps=self.max_steps if max_steps is None else max_steps,
+            throw=False,
+        )
+
+    def run(self, equation: ODE, args: PyTree, loop: Loop) -> tuple[PyTree, Stats]:
+        saveat = dfx.SaveAt(t1=True) if equation.ts is None else dfx.SaveAt(ts=equation.ts)
+        sol = self.integrate(
+            equation.field, equation.y0, equation.t0, equation.t1, args, saveat=saveat, loop=loop
+        )
+        value = jax.tree.map(lambda y: y[0], sol.ys) if equation.ts is None else sol.ys
+        return value, stats(succeeded(sol), sol.stats["num_steps"], value)
+
+
+def succeeded(sol: dfx.Solution):
+    return sol.result == dfx.RESULTS.successful
+
+
+class Euler(AbstractODESolver):
+    """Explicit Euler with the fixed step `dt0` (the last step ends at t1): a residual network is dt0 = 1."""
+
+    dt0: Any = 0.01  # in the units of t
+    max_steps: int = eqx.field(static=True, default=100_000)
+    when_not_converged: NotConverged = eqx.field(static=True, default="stop")
+    kind: ClassVar[str] = "ode"
+    order: ClassVar[int] = 1
+
+    def method(self, dtype):
+        return dfx.Euler()
+
+    def controller(self, y0, rtol, atol):
+        return dfx.ConstantStepSize()
+
+
+class AbstractAdaptive(AbstractODESolver):
+    """A Runge-Kutta method with an embedded error estimate; steps by a PI controller."""
+
+    rtol: eqx.AbstractVar[Any]
+    atol: eqx.AbstractVar[Any]
+
+    def controller(self, y0, rtol, atol):
+        rtol = resolve_tolerance(self.rtol if rtol is None else rtol, y0)
+        atol = resolve_tolerance(self.atol if atol is None else atol, y0)
+        return dfx.PIDController(rtol=rtol, atol=atol)
+
+
+class Tsit5(AbstractAdaptive):
+    """Tsitouras' method of order 5(4), the default for problems that are not stiff."""
+
+    rtol: Tolerance = None
+    atol: Tolerance = None
+    dt0: Any = None  # first step, in the units of t; None: chosen by the controller
+    max_steps: int = eqx.field(static=True, default=4096)
+    when_not_converged: NotConverged = eqx.field(static=True, default="stop")
+    kind: ClassVar[str] = "ode"
+    order: ClassVar[int] = 5
+
+    def method(self, dtype):
+        return dfx.Tsit5()
+
+
+class Dopri8(AbstractAdaptive):
+    """Dormand and Prince's method of order 8(7), for tight tolerances."""
+
+    rtol: Tolerance = None
+    atol: Tolerance = None
+    dt0: Any = None  # first step, in the units of t; None: chosen by the controller
+    max_steps: int = eqx.field(static=True, default=4096)
+    when_not_converged: NotConverged = eqx.field(static=True, default="stop")
+    kind: ClassVar[str] = "ode"
+    order: ClassVar[int] = 8
+
+    def method(self, dtype):
+        return dfx.Dopri8()
+
+
+# In float32 the stages' Newton iteration at Diffrax's default (the step's own tolerance) stalls below 1e-4, and the
+# solve then ends with no accepted step. A few hundred units of rounding is what float32 can reach.
+STAGE_TOLERANCE = 1e-6
+
+
+class Kvaerno5(AbstractAdaptive):
+    """Kvaerno's method of order 5(4), ESDIRK, for stiff problems; stages by Newton's (very chord) method."""
+
+    rtol: Tolerance = None
+    atol: Tolerance = None
+    dt0: Any = None  # first step, in the units of t; None: chosen by the controller
+    max_steps: int = eqx.field(static=True, default=4096)
+    when_not_converged: NotConverged = eqx.field(static=True, default="stop")
+    kind: ClassVar[str] = "ode"
+    order: ClassVar[int] = 5
+
+    def method(self, dtype):
+        if dtype == jnp.float64:
+            return dfx.Kvaerno5()
+        tolerance = STAGE_TOLERANCE
+        return dfx.Kvaerno5(root_finder=optx.Newton(tolerance, tolerance))

@@ -1,0 +1,210 @@
+"""`adjoint`: the adjoint equation of the problem, solved with a tolerance of its own."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import quadax
+from jaxtyping import Array, PyTree
+
+from implicitexp.adjoints import continuous
+from implicitexp.adjoints.continuous import MethodName, Tolerances
+from implicitexp.adjoints.iterated import Iterated, PreconditionerName, factor, precondition, unit
+from implicitexp.equations import Stats
+from implicitexp.errors import Unsupported
+from implicitexp.solvers.base import stats
+
+from .base import AbstractCell, AbstractStrategy, Backward, Split, normalized, scaled
+from .forward import SensitivityCell
+from .implicit import linearization
+
+
+class Adjoint(AbstractStrategy):
+    """Root and fixed point: the adjoint fixed point iteration (Christianson 1994), matrix-free for a fixed point. ODE:
+    the continuous adjoint. Integral: the Leibniz rule, whose integral has its own error control.
+
+    `rtol`, `atol`: of the adjoint solve, whose right-hand side has norm one (None: eps^(3/4) for root and fixed point,
+    else the forward solver's). `max_steps`: of the adjoint solve. `method` (ODE): gauss or backsolve.
+    `preconditioner` (root, whose f is no contraction): LU factors of the Jacobian at the solver's `last` point or at
+    its `start`, or `identity`.
+    """
+
+    rtol: Any = None
+    atol: Any = None
+    max_steps: int | None = eqx.field(static=True, default=None)
+    method: MethodName = eqx.field(static=True, default="gauss")
+    preconditioner: PreconditionerName = eqx.field(static=True, default="last")
+
+    def __check_init__(self):
+        if self.method not in ("gauss", "backsolve"):
+            raise Unsupported(f"method={self.method!r} is not one of gauss, backsolve.")
+        if self.preconditioner not in ("last", "start", "identity"):
+            raise Unsupported(f"preconditioner={self.preconditioner!r} is not one of last, start, identity.")
+
+    def cell(self, kind, solver) -> AbstractCell:
+        if kind == "ode":
+            return ContinuousCell(Tolerances(self.rtol, self.atol, self.max_steps), self.method)
+        if kind == "integral":
+            return LeibnizCell(Tolerances(self.rtol, self.atol, self.max_steps))
+        return IteratedCell(Iterated(self.rtol, self.atol, self.max_steps), self.preconditioner)
+
+
+class IteratedCell(AbstractCell):
+    """Root: w <- w - B^-T ((df/dy)^T w + c). Fixed point: w <- (dT/dy)^T w + c, the same with B = -1."""
+
+    iterated: Iterated
+    preconditioner: PreconditionerName = eqx.field(static=True)
+
+    def linearize(self, split: Split):
+        value, statistics = split.call().run()
+        return value, statistics, (split, value)
+
+    def push(self, residuals, tangents: list[Array]) -> PyTree:
+        at = linearization(*residuals)
+        v, converged, _, _ = self._solve(residuals, at.dtheta(tangents), transposed=False)
+        return at.flat[1](jnp.where(converged, v, jnp.nan))
+
+    def pull(self, residuals, cotangent: PyTree):
+        at = linearization(*residuals)
+        c = jax.flatten_util.ravel_pytree(cotangent)[0]
+        w, converged, steps, residual = self._solve(residuals, c, transposed=True)
+        return at.dtheta_transposed(w), Backward(converged, steps, residual)
+
+    def _solve(self, residuals, c: Array, transposed: bool):
+        """w with A w + c = 0, A being df/dy or its transpose."""
+        split, y = residuals
+        at = linearization(split, y)
+        c, size = unit(c)
+        apply = at.dy_transposed if transposed else at.dy
+        equation = split.call().equation
+        if equation.kind == "fixed_point":
+            w, *rest = self.iterated(lambda w: w + apply(w) + c, c)
+        else:
+            factors = factor(at, self.preconditioner, equation.y0)
+            w, *rest = self.iterated(lambda w: w - precondition(factors, apply(w) + c, transposed), c)
+        return w * size, *rest
+
+
+class ContinuousCell(AbstractCell):
+    """ODE. Forward mode is that of `forward`: sensitivities under the error test."""
+
+    tolerances: Tolerances
+    method: MethodName = eqx.field(static=True)
+
+    def linearize(self, split: Split):
+        call = split.call()
+        if self.method == "backsolve":
+            value, statistics = call.run()
+            return value, statistics, (split, value, None)
+        value, interpolation, converged, steps = continuous.dense_solve(call)
+        return value, stats(converged, steps, value), (split, value, interpolation)
+
+    def push(self, residuals, tangents: list[Array]) -> PyTree:
+        return SensitivityCell().push(residuals[0], tangents)
+
+    def pull(self, residuals, cotangent: PyTree):
+        split, value, interpolation = residuals
+        call = split.call()
+        cotangent, size = normalized(cotangent)
+        at = continuous.outputs(call.equation, value, cotangent)
+        back = continuous.backward(call, split, self.method, self.tolerances, at, interpolation)
+        boundary = self._boundary(call, split, at, back.adjoint)
+        moved = jax.tree.map(lambda a, b: a + b, back.theta, boundary)
+        return scaled(moved, size), Backward(back.converged, back.steps, jnp.zeros(()))
+
+    def _boundary(self, call: Any, split: Split, at: Any, adjoint: PyTree) -> list[Array]:
+        """What y0 and the times contribute: lambda(t0), -<lambda(t0), F(t0)>, <c, F> at each output."""
+        times, values, cotangents = at
+        equation = call.equation
+
+        def boundary(theta):
+            moved = split.call(theta).equation
+            start = dot(adjoint, moved.y0) - moved.t0 * dot(adjoint, equation.field(equation.t0, equation.y0, call.args))
+            slopes = jax.vmap(lambda t, z: equation.field(t, z, call.args))(times, values)
+            ends = moved.ts if moved.ts is not None else moved.t1[None]
+            return start + jnp.sum(ends * jax.vmap(dot)(cotangents, slopes))
+
+        return jax.grad(boundary)(split.theta) if split.theta else []
+
+
+class LeibnizCell(AbstractCell):
+    """I' = g(u) u' - g(l) l' + the integral of dg, with the rule of the solver and its own error control."""
+
+    tolerances: Tolerances
+
+    def linearize(self, split: Split):
+        value, statistics = split.call().run()
+        return value, statistics, split
+
+    def push(self, residuals, tangents: list[Array]) -> PyTree:
+        split = residuals
+        if not split.theta:
+            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda: split.call().run()[0]))
+        call = split.call()
+
+        def inner(x, operands):
+            split, tangents = operands
+            return jax.jvp(lambda theta: integrand(split, theta, x), (split.theta,), (tangents,))[1]
+
+        value, statistics = self._integrate(call, inner, (split, tangents))
+        edge = jax.jvp(lambda theta: edges(split, theta), (split.theta,), (tangents,))[1]
+        return jax.tree.map(lambda v, e: jnp.where(statistics.converged, v + e, jnp.nan), value, edge)
+
+    def pull(self, residuals, cotangent: PyTree):
+        split = residuals
+        if not split.theta:
+            return [], Backward.exact()
+        cotangent, size = normalized(cotangent)
+
+        def inner(x, operands):
+            split, cotangent = operands
+            return jax.vjp(lambda theta: integrand(split, theta, x), split.theta)[1](cotangent)[0]
+
+        value, statistics = self._integrate(split.call(), inner, (split, cotangent))
+        edge = jax.grad(lambda theta: dot(cotangent, edges(split, theta)))(split.theta)
+        moved = jax.tree.map(jnp.add, value, edge)
+        return scaled(moved, size), Backward(statistics.converged, statistics.steps, jnp.zeros(()))
+
+    def _integrate(self, call: Any, inner: Any, operands: PyTree) -> tuple[PyTree, Stats]:
+        """The derivative's integral. Quadax takes arguments that are arrays, so the rest is bound here."""
+        arrays, static = eqx.partition(operands, eqx.is_array)
+        return call.solver.integrate(
+            lambda x, arrays: inner(x, eqx.combine(arrays, static)),
+            call.equation.lower,
+            call.equation.upper,
+            arrays,
+            adjoint=quadax.DirectAdjoint(),
+            rtol=self.tolerances.rtol,
+            atol=self.tolerances.atol,
+            max_steps=self.tolerances.max_steps,
+        )
+
+
+def integrand(split: Split, theta: list[Array], x: Array) -> PyTree:
+    """g(x) with the parameters theta."""
+    call = split.call(theta)
+    return call.equation.integrand(x, call.args)
+
+
+def edges(split: Split, theta: list[Array]) -> PyTree:
+    """g(u) u - g(l) l with g held constant: its derivative is the boundary term. An infinite limit does not move."""
+    call = split.call()
+    moved = split.call(theta).equation
+
+    def one(limit, moving):
+        finite = jnp.isfinite(limit)
+        slope = call.equation.integrand(jnp.where(finite, limit, 0), call.args)
+        shift = jnp.where(finite, moving, 0)
+        return jax.tree.map(lambda g: g * shift.astype(g.dtype), slope)
+
+    upper, lower = one(call.equation.upper, moved.upper), one(call.equation.lower, moved.lower)
+    return jax.tree.map(jnp.subtract, upper, lower)
+
+
+def dot(a: PyTree, b: PyTree) -> Array:
+    """The inner product over all leaves."""
+    return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)), jnp.zeros(()))
+
+

@@ -1,0 +1,144 @@
+"""What a gradient strategy is: for each kind of equation a cell, that is a value with its own derivative rule.
+
+A cell sees a `Call`: an equation whose function has been closure converted (everything that it holds or closes over is
+an array leaf), its arguments and its solver. A `Split` says which leaves are being differentiated.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from implicitexp.equations import Stats
+from implicitexp.errors import Unsupported
+from implicitexp.solvers.base import AbstractSolver, Loop
+
+MAX_PARAMETERS = 200  # `forward` and `finite_difference` cost a solve a parameter: above this they need `directions`
+
+
+class Call(eqx.Module):
+    """One solve to be done: `equation` with converted function, `args`, and the solver with its numbers."""
+
+    equation: Any
+    args: PyTree
+    solver: Any
+
+    def run(self, loop: Loop = Loop()) -> tuple[PyTree, Stats]:
+        return self.solver.run(self.equation, self.args, loop)
+
+
+DIFFERENTIATED = {
+    "root": ("fn",),
+    "fixed_point": ("fn",),
+    "ode": ("field", "y0", "t0", "t1", "ts"),
+    "integral": ("integrand", "lower", "upper"),
+}
+
+
+def differentiable(call: Call) -> list[bool]:
+    """For each leaf of the call, whether it can be differentiated: array leaves of the function, args, and for an ODE
+    y0, t0, t1, ts, for an integral its limits. A starting guess, bounds, and the numbers of a solver are not."""
+    names = DIFFERENTIATED[call.equation.kind]
+
+    def one(path, leaf):
+        part, name = path[0].name, getattr(path[1], "name", None) if len(path) > 1 else None
+        return bool(eqx.is_inexact_array(leaf)) and (part == "args" or (part == "equation" and name in names))
+
+    return [one(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(call)]
+
+
+class Split(eqx.Module):
+    """A call, cut into the leaves that are being differentiated (`theta`) and the rest."""
+
+    theta: list[Array]
+    rest: PyTree
+    treedef: Any = eqx.field(static=True)
+    where: tuple[int, ...] = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, call: Call, where: tuple[int, ...]) -> "Split":
+        """`where`: indices into the flattened call."""
+        leaves, treedef = jax.tree.flatten(call)
+        theta = [leaves[i] for i in where]
+        rest = [None if i in where else x for i, x in enumerate(leaves)]
+        return cls(theta, rest, treedef, where)
+
+    def call(self, theta: list[Array] | None = None) -> Call:
+        """The call, with other values of theta if given."""
+        leaves = list(self.rest)
+        for i, value in zip(self.where, self.theta if theta is None else theta, strict=True):
+            leaves[i] = value
+        return self.treedef.unflatten(leaves)
+
+
+class Backward(eqx.Module):
+    """What the backward solve says of itself: whether it converged, its steps, its relative residual."""
+
+    converged: Array
+    steps: Array
+    residual: Array
+
+    @classmethod
+    def exact(cls) -> "Backward":
+        """For a pullback that solves nothing."""
+        return cls(jnp.array(True), jnp.array(0, jnp.int32), jnp.zeros(()))
+
+
+class AbstractCell(eqx.Module):
+    """One cell of the table: how the solution of one kind of equation is computed and differentiated.
+
+    `linearize` solves and keeps what the two linear maps need; `push` is the Jacobian times a tangent of theta, `pull`
+    its transpose times a cotangent of the value.
+    """
+
+    @abc.abstractmethod
+    def linearize(self, split: Split) -> tuple[PyTree, Stats, PyTree]:
+        """-> value, statistics, residuals (a pytree; what is not an array in it is static)."""
+
+    @abc.abstractmethod
+    def push(self, residuals: PyTree, tangents: list[Array]) -> PyTree:
+        """-> tangent of the value."""
+
+    @abc.abstractmethod
+    def pull(self, residuals: PyTree, cotangent: PyTree) -> tuple[list[Array], Backward]:
+        """-> cotangents of theta, and what is known of the backward solve."""
+
+
+class AbstractStrategy(eqx.Module):
+    """A gradient strategy: how to differentiate, as a value."""
+
+    @abc.abstractmethod
+    def cell(self, kind: str, solver: AbstractSolver) -> AbstractCell:
+        """The cell for this kind of equation. Raises `Unsupported`, naming what works, where there is none."""
+
+
+def refuse(name: str, kind: str, instead: str) -> Unsupported:
+    """The error for a cell that is not defined."""
+    return Unsupported(f"{name} is not defined for {KIND_WORDS[kind]}; use {instead}.")
+
+
+KIND_WORDS = {"root": "a root", "fixed_point": "a fixed point", "ode": "an ODE", "integral": "an integral"}
+
+
+def norm(tree: PyTree) -> Array:
+    """Euclidean norm over all leaves."""
+    squares = [jnp.sum(jnp.abs(x) ** 2) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, jnp.zeros(())))
+
+
+def normalized(cotangent: PyTree) -> tuple[PyTree, Array]:
+    """The cotangent scaled to norm one, and the norm (one where the cotangent is zero).
+
+    An adjoint is linear in the cotangent, but an absolute tolerance is not: without this the accuracy of a gradient
+    depends on the scale of the loss.
+    """
+    size = norm(cotangent)
+    size = jnp.where(size > 0, size, jnp.ones_like(size))
+    return jax.tree.map(lambda c: c / size.astype(c.dtype), cotangent), size
+
+
+def scaled(tree: PyTree, factor: Array) -> PyTree:
+    return jax.tree.map(lambda x: x * factor.astype(x.dtype), tree)

@@ -1,0 +1,78 @@
+"""`implicit`: the derivative of what the converged solver stands for, by one linear solve."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from implicitexp.adjoints.linear import Linearization, LinearSolve, LinearSolverName
+from implicitexp.errors import Unsupported
+from implicitexp.solvers.base import PLAIN, Loop
+
+from .base import AbstractCell, AbstractStrategy, Backward, Split
+from .unroll import UnrollCell
+
+LINEAR_SOLVERS = ("auto", "lu", "qr", "cg", "gmres", "bicgstab", "normal_cg")
+
+
+class Implicit(AbstractStrategy):
+    """The implicit function theorem: one transposed linear solve at the solution (root, fixed point).
+
+    For an ODE: the step equations at the accepted steps; Diffrax solves the stages of an implicit method by the
+    transposed system already, and an explicit method has none to solve, so this cell coincides with `unroll` and
+    inherits the error of the step control. For an integral: the derivative of the rule on the converged mesh.
+
+    `linear_solver`: auto (LU up to 256 unknowns, GMRES above), lu, qr, cg (a definite Jacobian), gmres, bicgstab,
+    normal_cg; `rtol`, `atol` (of the right-hand side's norm; None: eps^(3/4)) and `max_steps` for the iterative ones.
+    """
+
+    linear_solver: LinearSolverName = eqx.field(static=True, default="auto")
+    rtol: Any = None
+    atol: Any = None
+    max_steps: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if self.linear_solver not in LINEAR_SOLVERS:
+            raise Unsupported(f"linear_solver={self.linear_solver!r} is not one of {', '.join(LINEAR_SOLVERS)}.")
+
+    def cell(self, kind, solver) -> AbstractCell:
+        if kind == "ode":
+            return UnrollCell(Loop("checkpointed"))
+        if kind == "integral":
+            return UnrollCell(PLAIN)  # a plain loop is Quadax's DirectAdjoint: the mesh is frozen
+        return ImplicitCell(LinearSolve(self.linear_solver, self.rtol, self.atol, self.max_steps))
+
+
+class ImplicitCell(AbstractCell):
+    """Root or fixed point: solve (df/dy)^T w = -c, then (df/dtheta)^T w."""
+
+    linear: LinearSolve
+
+    def linearize(self, split: Split):
+        value, stats = split.call().run()
+        return value, stats, (split, value)
+
+    def push(self, residuals, tangents: list[Array]) -> PyTree:
+        at = linearization(*residuals)
+        x, converged, _, _ = self.linear(at.dy, -at.dtheta(tangents))
+        return at.flat[1](jnp.where(converged, x, jnp.nan))
+
+    def pull(self, residuals, cotangent: PyTree):
+        at = linearization(*residuals)
+        c = jax.flatten_util.ravel_pytree(cotangent)[0]
+        w, converged, steps, residual = self.linear(at.dy_transposed, -c)
+        return at.dtheta_transposed(w), Backward(converged, steps, residual)
+
+
+def linearization(split: Split, y: PyTree) -> Linearization:
+    """f = fn for a root, f = fn - y for a fixed point, at the solution."""
+
+    def residual(theta, y):
+        call = split.call(theta)
+        out = call.equation.fn(y, call.args)
+        return out if call.equation.kind == "root" else jax.tree.map(jnp.subtract, out, y)
+
+    return Linearization(residual, split.theta, y)
