@@ -5,5 +5,6 @@ from .base import MAX_PARAMETERS as MAX_PARAMETERS
 from .base import AbstractStrategy as AbstractStrategy
 from .finite_difference import FiniteDifference as FiniteDifference
 from .forward import Forward as Forward
+from .forward import ProgramTangent as ProgramTangent
 from .implicit import Implicit as Implicit
 from .unroll import Unroll as Unroll

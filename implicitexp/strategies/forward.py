@@ -58,6 +58,18 @@ class TangentCell(AbstractCell):
         return pull_by_basis(lambda t: self.push(residuals, t), residuals.theta, cotangent), Backward.exact()
 
 
+class ProgramTangent(AbstractStrategy):
+    """The witness of the program's derivative, for every kind: forward mode through the solver's own plain loop.
+
+    It uses no implicit rule and no adjoint, so it shares no code with what it judges but the solver: every accepted
+    step, mesh and iteration is differentiated as it was taken. Meant for `jax.jvp` with a `solve` that has no tap;
+    reverse mode works for as few parameters as `forward` takes.
+    """
+
+    def cell(self, kind, solver) -> AbstractCell:
+        return TangentCell()
+
+
 class ImplicitTangentCell(AbstractCell):
     """dy = -(df/dy)^-1 (df/dtheta) dtheta, a linear solve a tangent."""
 
