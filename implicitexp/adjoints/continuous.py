@@ -90,17 +90,20 @@ def _gauss(call, split, tolerances, upper, lower, value, adjoint, interpolation)
         pullback = jax.vjp(lambda z: call.equation.field(t, z, call.args), z)[1]
         return jax.tree.map(jnp.negative, pullback(w)[0])
 
+    # Of the mesh only the times: what is saved at steps is padded with inf up to max_steps, its last entry too.
+    mesh = dfx.SubSaveAt(t0=True, steps=True, fn=lambda t, w, args: t)
     sol = solver.integrate(
         field,
         adjoint,
         upper,
         lower,
         (call, interpolation),
-        saveat=dfx.SaveAt(t0=True, steps=True, t1=True, dense=True),
+        saveat=dfx.SaveAt(subs=(dfx.SubSaveAt(t1=True), mesh), dense=True),
         rtol=tolerances.rtol,
         atol=tolerances.atol,
         max_steps=tolerances.max_steps,
     )
+    _, mesh_times = sol.ts
     accepted = sol.stats["num_accepted_steps"]
     nodes, weights = _gauss_legendre(solver.order, upper.dtype)
 
@@ -109,14 +112,14 @@ def _gauss(call, split, tolerances, upper, lower, value, adjoint, interpolation)
         return jax.vjp(lambda theta: _slope(split, theta, t, z), split.theta)[1](w)[0]
 
     def add(i, total):
-        a, b = sol.ts[i], sol.ts[i + 1]
+        a, b = mesh_times[i], mesh_times[i + 1]
         parts = jax.vmap(integrand)(a + nodes * (b - a))
         return jax.tree.map(
             lambda x, p: x - jnp.tensordot((weights * (b - a)).astype(p.dtype), p, 1), total, parts
         )
 
     theta = jax.lax.fori_loop(0, accepted, add, jax.tree.map(jnp.zeros_like, split.theta))
-    final = jax.tree.map(lambda y: y[-1], sol.ys)
+    final = jax.tree.map(lambda y: y[0], sol.ys[0])
     same = upper == lower
     final = jax.tree.map(lambda a, b: jnp.where(same, a, b), adjoint, final)
     return final, theta, succeeded(sol), jnp.asarray(sol.stats["num_steps"], jnp.int32)
