@@ -26,11 +26,11 @@ class Use(NamedTuple):
 def uses(problem: Any, params: PyTree, batch: PyTree = None) -> list[Use]:
     """The equations of `problem.loss`, in the order in which it solves them; nothing is computed."""
     found: list[Use] = []
-    jax.eval_shape(lambda p, b: problem.loss(p, b, _Recorder(found)), params, batch)
+    jax.eval_shape(lambda p, b: problem.loss(p, b, Recorder(found)), params, batch)
     return found
 
 
-class _Recorder:
+class Recorder:
     """A `solve` that writes down what it is asked for and returns zeros of the right shape."""
 
     def __init__(self, found: list[Use]):
@@ -41,7 +41,7 @@ class _Recorder:
         place = len(self.found)
         equation, args = solving.canonical(equation, args)
         call = Call(equation, args, None)
-        value = _shape_of_value(equation, args)
+        value = shape_of_value(equation, args)
         marks = zip(jax.tree.leaves(call), differentiable(call), strict=True)
         inputs = sum(int(np.size(x)) for x, moving in marks if moving)
         unknowns = sum(int(np.prod(s.shape)) for s in jax.tree.leaves(value))
@@ -50,7 +50,7 @@ class _Recorder:
         return Solution(zeros, {"converged": jnp.array(True), "steps": jnp.array(0, jnp.int32)})
 
 
-def _shape_of_value(equation: Any, args: PyTree) -> PyTree:
+def shape_of_value(equation: Any, args: PyTree) -> PyTree:
     """The shapes of what `solve` would return."""
     if equation.kind == "integral":
         return jax.eval_shape(equation.integrand, equation.lower, args)

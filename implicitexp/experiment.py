@@ -1,0 +1,218 @@
+"""An experiment: problem, solver, gradient strategy and optimizer as one immutable pytree, and its update.
+
+Every Python float in it becomes an array, so that learning rate, tolerances and constants are data of the compiled
+program. The optimizer is built from its recipe inside the traced function.
+"""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Scalar
+
+from implicitexp.problems.base import AbstractProblem
+from implicitexp.recipe import Recipe
+from implicitexp.solvers.base import all_finite
+from implicitexp.solving import Solve, zero_tap
+from implicitexp.strategies import FiniteDifference, Forward
+
+CHUNK = 1024  # most updates of one call of `advance`; a constant, so that the cadence of logging changes no bit
+
+FAULTS = (
+    "none",
+    "a solve did not converge",
+    "an adjoint solve did not converge",
+    "the loss is not finite",
+    "the gradient is not finite",
+    "the optimizer's update is not finite",
+)
+UPDATE_FAULT = FAULTS.index("the optimizer's update is not finite")
+
+
+class Experiment(eqx.Module):
+    """What is trained and how; immutable, its numbers are data. Make one with `Experiment.of`."""
+
+    problem: AbstractProblem
+    solver: Any
+    gradient: Any
+    optimizer: Recipe
+    clip_norm: Any = None  # largest norm of a gradient; None: not clipped
+
+    @classmethod
+    def of(cls, problem, solver, gradient, optimizer: Recipe, clip_norm: float | None = None) -> "Experiment":
+        """The experiment with its numbers as arrays of the process's precision."""
+        return cls(*(as_data(x) for x in (problem, solver, gradient, optimizer, clip_norm)))
+
+    def numbers(self) -> dict[str, Any]:
+        """Every number by its path: `solver.rtol`, `optimizer.learning_rate`, `problem.duration`."""
+        leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(self, eqx.is_inexact_array))
+        return {_dotted(path): leaf for path, leaf in leaves}
+
+    def transformation(self) -> optax.GradientTransformationExtraArgs:
+        """The optimizer, built."""
+        inner = self.optimizer.build()
+        if self.clip_norm is not None:
+            inner = optax.chain(optax.clip_by_global_norm(self.clip_norm), inner)
+        return optax.with_extra_args_support(inner)
+
+    def loss(self, params: PyTree, batch: PyTree, tap: Any = None) -> tuple[Scalar, dict[str, Scalar]]:
+        """-> loss, what else the problem wants logged."""
+        out = self.problem.loss(params, batch, Solve(self.solver, self.gradient, tap))
+        return out if isinstance(out, tuple) else (out, {})
+
+
+class State(eqx.Module):
+    """What an update changes. `fault` is an index into FAULTS; after one, nothing changes any more."""
+
+    params: PyTree
+    optimizer: PyTree
+    step: Int[Array, ""]
+    fault: Int[Array, ""]
+
+
+class Evaluation(eqx.Module):
+    """Loss and gradient at one point, with the statistics of all solves on the way."""
+
+    loss: Float[Array, ""]
+    gradient: PyTree
+    metrics: dict[str, Array]
+    fault: Int[Array, ""]
+
+
+def as_data(tree: PyTree) -> PyTree:
+    """Python floats become arrays, so that `filter_jit` takes them for data and not for part of the program."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, tree)
+
+
+def _dotted(path: Any) -> str:
+    return ".".join(str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path)
+
+
+def start(experiment: Experiment, key: PRNGKeyArray) -> State:
+    """The state before the first update."""
+    params = experiment.problem.init(key)
+    zero = jnp.array(0, jnp.int32)
+    state = State(params, experiment.transformation().init(params), zero, zero)
+    # Types that are weak at the start are strong after an update: without this `advance` is compiled twice.
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
+
+
+def batch_at(experiment: Experiment, key: PRNGKeyArray, step: Int[Array, ""]) -> PyTree:
+    """The data of that update: a function of seed and step only."""
+    return experiment.problem.batch(jax.random.fold_in(key, step + 1))
+
+
+@eqx.filter_jit
+def evaluate(experiment: Experiment, params: PyTree, batch: PyTree) -> Evaluation:
+    """Loss, gradient and the statistics of all solves, by one reverse pass.
+
+    Jitted, as `update` is, so that it is traced once for all programs that contain it.
+    """
+
+    def loss(params, tap):
+        return experiment.loss(params, batch, tap)
+
+    (value, extra), (gradient, counts) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, zero_tap())
+    metrics = {"loss": value, "grad/norm": optax.tree.norm(gradient), **_solver_metrics(counts)}
+    metrics |= {name: jnp.asarray(x) for name, x in extra.items()}
+    return Evaluation(value, gradient, metrics, _fault(experiment, value, gradient, counts))
+
+
+def _solver_metrics(counts: dict[str, Array]) -> dict[str, Array]:
+    """Sums over the solves of one update, in the vocabulary of the record."""
+    solves = jnp.maximum(counts["solves"], 1)
+    return {
+        "solver/solves": counts["solves"],
+        "solver/steps": counts["steps"],
+        "solver/converged": 1 - counts["unconverged"] / solves,
+        "adjoint/steps": counts["adjoint_steps"],
+        "adjoint/converged": 1 - counts["adjoint_unconverged"] / solves,
+        "adjoint/residual": jnp.sqrt(counts["adjoint_residual"] / solves),
+    }
+
+
+def _fault(experiment: Experiment, loss: Array, gradient: PyTree, counts: dict[str, Array]) -> Int[Array, ""]:
+    """The first of FAULTS that holds, 0 for none. With `keep`, solves that fail are only counted."""
+    stops = experiment.solver.when_not_converged == "stop"
+    holds = [
+        (counts["unconverged"] > 0) & stops,
+        (counts["adjoint_unconverged"] > 0) & stops,
+        ~jnp.isfinite(loss),
+        ~all_finite(gradient),
+    ]
+    fault = jnp.array(0, jnp.int32)
+    for number in reversed(range(len(holds))):
+        fault = jnp.where(holds[number], number + 1, fault)
+    return fault
+
+
+@eqx.filter_jit
+def update(experiment: Experiment, state: State, key: PRNGKeyArray) -> tuple[State, dict[str, Array]]:
+    """One step of the optimizer. With a fault the parameters stay: for good (`stop`), or for this update (`keep`)."""
+    batch = batch_at(experiment, key, state.step)
+    experiment = _with_new_directions(experiment, jax.random.fold_in(key, state.step))
+    at = evaluate(experiment, state.params, batch)
+
+    def trial(params):
+        """What a line search tries: without the tap, so that rejected points do not count."""
+        return experiment.loss(params, batch)[0]
+
+    changes, optimizer = experiment.transformation().update(
+        at.gradient, state.optimizer, state.params, value=at.loss, grad=at.gradient, value_fn=trial
+    )
+    params = optax.apply_updates(state.params, changes)
+    fault = jnp.where((at.fault == 0) & ~all_finite(params), UPDATE_FAULT, at.fault)
+    good = fault == 0
+    params, optimizer = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old), (params, optimizer), (state.params, state.optimizer)
+    )
+    stops = experiment.solver.when_not_converged == "stop"
+    step = state.step + (good | ~jnp.array(stops))
+    metrics = at.metrics | {"skipped": (~good).astype(at.loss.dtype)}
+    return State(params, optimizer, step.astype(jnp.int32), fault if stops else jnp.zeros_like(fault)), metrics
+
+
+def _with_new_directions(experiment: Experiment, key: PRNGKeyArray) -> Experiment:
+    """A strategy that takes random directions takes new ones at each update, else training would stay in their span."""
+    strategy = experiment.gradient
+    if not isinstance(strategy, Forward | FiniteDifference) or strategy.directions is None:
+        return experiment
+    return dataclasses.replace(experiment, gradient=dataclasses.replace(strategy, key=key))
+
+
+@eqx.filter_jit
+def advance(
+    experiment: Experiment, state: State, key: PRNGKeyArray, count: Int[Array, ""]
+) -> tuple[State, dict[str, Float[Array, " chunk"]], Int[Array, ""]]:
+    """Up to `count` <= CHUNK updates -> state, metrics of each, how many were done. After a fault the rest is skipped.
+
+    `count` is data: however a run is cut into calls, they are the same program, and give the same bits.
+    """
+    shapes = eqx.filter_eval_shape(update, experiment, state, key)[1]
+    empty = {name: jnp.full(CHUNK, jnp.nan, s.dtype) for name, s in shapes.items()}
+
+    def going(carry):
+        state, _, done = carry
+        return (done < count) & (state.fault == 0)
+
+    def body(carry):
+        state, rows, done = carry
+        state, metrics = update(experiment, state, key)
+        return state, {name: rows[name].at[done].set(x) for name, x in metrics.items()}, done + 1
+
+    return jax.lax.while_loop(going, body, (state, empty, jnp.array(0, jnp.int32)))
+
+
+@eqx.filter_jit
+def evaluation_at(experiment: Experiment, params: PyTree, key: PRNGKeyArray, step: Int[Array, ""]) -> Evaluation:
+    """What the update of that step would see at these parameters."""
+    return evaluate(experiment, params, batch_at(experiment, key, step))
+
+
+@eqx.filter_jit
+def answers(experiment: Experiment, params: PyTree) -> dict[str, Array]:
+    """The problem's own numbers: test accuracy and the like."""
+    return experiment.problem.evaluate(params, Solve(experiment.solver, experiment.gradient))

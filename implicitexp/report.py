@@ -1,0 +1,188 @@
+"""What a person reads: progress while it runs, a table at the end, and the same as Markdown for MLflow."""
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from implicitexp.accuracy import format_error
+
+if TYPE_CHECKING:
+    from implicitexp.run import Settings, Training
+
+SECONDS_A_LINE = 3.0  # between two plain lines of progress
+WIDTH = 110  # of the report where no terminal gives one
+
+Facts = list[tuple[str, str]]
+
+
+def console() -> Console:
+    """Where reports go: the terminal, or whatever standard output is."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH, soft_wrap=False)
+
+
+class Bar:
+    """A progress bar with loss, gradient error and updates a second, in a terminal."""
+
+    def __init__(self, settings: "Settings"):
+        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+                   TextColumn("{task.fields[text]}"), TimeRemainingColumn()]  # fmt: skip
+        self.progress = Progress(*columns, console=console(), transient=True)
+        self.task = self.progress.add_task(settings.problem, total=settings.steps, text="compiling")
+
+    def __enter__(self) -> "Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.progress.stop()
+
+    def update(self, training: "Training") -> None:
+        self.progress.update(self.task, completed=training.step, text=state_of(training))
+
+
+class Lines:
+    """A plain line every few seconds, where there is no terminal."""
+
+    def __init__(self, settings: "Settings"):
+        self.steps, self.last = settings.steps, 0.0
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        return None
+
+    def update(self, training: "Training") -> None:
+        now = time.monotonic()
+        if now - self.last > SECONDS_A_LINE:
+            self.last = now
+            print(f"update {training.step}/{self.steps}  {state_of(training)}", flush=True)
+
+
+class Quiet:
+    """No progress."""
+
+    def __enter__(self) -> "Quiet":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        return None
+
+    def update(self, training: "Training") -> None:
+        return None
+
+
+def progress(settings: "Settings") -> Bar | Lines | Quiet:
+    """What shows progress here."""
+    if not settings.progress:
+        return Quiet()
+    return Bar(settings) if sys.stdout.isatty() else Lines(settings)
+
+
+def state_of(training: "Training") -> str:
+    """Loss, gradient error and speed in one line."""
+    loss = training.history[-1].get("loss") if training.history else None
+    parts = [f"loss {loss:.4g}" if loss is not None else "", f"gradient error {error_of(training.checks[-1].check)}",
+             f"{training.speed:.0f} updates/s"]  # fmt: skip
+    return "  ".join(part for part in parts if part)
+
+
+def error_of(check: Any) -> str:
+    """A check's relative error with its uncertainty, or why there is none."""
+    return format_error(check) if check is not None else "unknown"
+
+
+def training_facts(training: "Training", content: dict[str, Any]) -> Facts:
+    """The table at the end of a training."""
+    loss, cost, reference = content["loss"], content["cost"], content["reference"] or {}
+    facts: Facts = [
+        ("status", content["status"] + (f" after {content['error']['reason']}" if content["error"] else ""))
+    ]
+    facts += [("updates", f"{content['steps']} in {training.train_seconds:.1f} s, {training.speed:.0f} a second; "
+                          f"gradient checks {training.check_seconds:.1f} s")]  # fmt: skip
+    facts += [("loss", f"{number(loss['first'])} → {number(loss['last'])}")]
+    facts += [(name, number(value)) for name, value in content["metrics"].items()]
+    for when, checked in (("first", training.checks[:1]), ("last", training.checks[-1:])):
+        if checked:
+            facts += [(f"gradient error, {when}", error_of(checked[0].check))]
+    facts += [("ground truth", reference.get("how") or reference.get("remark") or "none")]
+    if training.checks:
+        worst = training.checks[0].check.worst
+        program = training.checks[0].check.program_error
+        if worst and worst.get("relative_error") is not None:
+            facts += [("worst component", f"{worst['leaf']}{worst['index']}: {number(worst['relative_error'])}")]
+        facts += [("program error", "unknown" if program is None else number(program))]
+        if training.checks[0].check.remark:
+            facts += [("remark", training.checks[0].check.remark)]
+    if cost:
+        facts += [("cost", cost_of(cost))]
+    return facts
+
+
+def cost_of(cost: dict[str, Any]) -> str:
+    """A cost in one line."""
+    return (f"gradient {number(cost['gradient_ms'])} ms, forward {number(cost['forward_ms'])} ms, "
+            f"{number((cost['memory_bytes'] or 0) / 2**20)} MiB, {number(cost['solver_steps'])} solver steps, "
+            f"compiled in {number(cost['compile_s'])} s")  # fmt: skip
+
+
+def number(value: Any) -> str:
+    """Four digits, or a dash for what is not known."""
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def print_facts(title: str, facts: Facts) -> None:
+    """A table of names and values."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(name, value)
+    console().print(table)
+
+
+def markdown_facts(title: str, facts: Facts) -> str:
+    """The same as Markdown. The first line is the answer: MLflow's lists show no more."""
+    answer = dict(facts).get("gradient error, last", "")
+    rows = "\n".join(f"| {name} | {value.replace('|', '/')} |" for name, value in facts)
+    return f"{title}: gradient error {answer}\n\n| | |\n|---|---|\n{rows}\n"
+
+
+COMPARE_COLUMNS = ("gradient", "relative error", "worst component", "program error", "gradient / forward", "compile s",
+                   "memory MiB", "remark")  # fmt: skip
+
+
+def compare_cells(row: dict[str, Any], forward_ms: float | None) -> list[str]:
+    """One strategy's row."""
+    check, cost = row["gradient_check"], row["cost"] or {}
+    if not check:
+        return [row["label"], "-", "-", "-", "-", "-", "-", row["remark"] or row["status"]]
+    worst = check["worst"] or {}
+    ratio = cost["gradient_ms"] / forward_ms if forward_ms and cost.get("gradient_ms") else None
+    memory = cost["memory_bytes"] / 2**20 if cost.get("memory_bytes") is not None else None
+    component = f"{worst['leaf']}{worst['index']}: {number(worst['relative_error'])}" if worst else "-"
+    return [row["label"], row["error_text"], component, number(check["program_error"]), number(ratio),
+            number(cost.get("compile_s")), number(memory), row["remark"] or ""]  # fmt: skip
+
+
+def print_compare(title: str, rows: list[dict[str, Any]], forward_ms: float | None, caption: str) -> None:
+    """The table of a comparison."""
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for i, name in enumerate(COMPARE_COLUMNS):
+        table.add_column(name, overflow="fold", justify="left" if i in (0, 1, 2, 7) else "right")
+    for row in rows:
+        table.add_row(*compare_cells(row, forward_ms))
+    console().print(table)
+
+
+def markdown_compare(title: str, rows: list[dict[str, Any]], forward_ms: float | None, caption: str) -> str:
+    """The table of a comparison as Markdown."""
+    head = "| " + " | ".join(COMPARE_COLUMNS) + " |\n|" + "---|" * len(COMPARE_COLUMNS)
+    body = "\n".join(
+        "| " + " | ".join(x.replace("|", "/") for x in compare_cells(row, forward_ms)) + " |" for row in rows
+    )
+    return f"{title}: best {rows[0]['label'] if rows else 'none'}\n\n{head}\n{body}\n\n{caption}\n"

@@ -1,0 +1,106 @@
+"""What a run hands back and writes down: the content of `result.json`, and what MLflow is told of it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import PyTree
+
+from implicitexp import record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from implicitexp.record import Folder
+    from implicitexp.run import Settings, Training
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run: the content of its `result.json` (also as attributes: `result.loss["last"]`), its parameters as a pytree,
+    its logged lines, its folder, and the exit status of the command."""
+
+    content: dict[str, Any]
+    params: PyTree
+    history: list[dict[str, Any]]
+    folder: "Path"
+    exit_status: int
+
+    def __getattr__(self, name: str) -> Any:
+        content = self.__dict__.get("content", {})
+        if name in content:
+            return content[name]
+        raise AttributeError(f"a result has no {name!r}; it has {', '.join(content)}.")
+
+
+def header(settings: "Settings", status: str, steps: int, error: dict[str, Any] | None) -> dict[str, Any]:
+    """What a training and a comparison have in common."""
+    config = settings.config
+    return {
+        "schema": record.SCHEMA,
+        "status": status,
+        "error": error,
+        "problem": settings.problem,
+        "seed": settings.seed,
+        "precision": settings.precision,
+        "device": settings.device_name(),
+        "steps": steps,
+        "config_hash": record.config_hash(config),
+        "git_commit": record.git_commit(),
+        "versions": record.versions(),
+        "gradient": {"name": settings.gradient, "options": options(config.get("gradient"))},
+    }
+
+
+def options(node: Any) -> dict[str, Any]:
+    """A node's own options, without what Hydra adds."""
+    return {key: value for key, value in (node or {}).items() if not key.startswith("_")}
+
+
+def of_training(training: "Training", status: str) -> dict[str, Any]:
+    """DESIGN's schema 1."""
+    first, last = training.checks[:1], training.checks[-1:]
+    parameters = record.flat_or_file(training.state.params, "params.npz")
+    return header(training.settings, status, training.step, training.fault) | {
+        "solver": training.solvers_used(),
+        "loss": {"first": _of(first, lambda c: c.loss), "last": _of(last, lambda c: c.loss)},
+        "metrics": training.evaluation,
+        "params": parameters,
+        "gradient_check": {"first": _of(first, lambda c: c.as_dict()), "last": _of(last, lambda c: c.as_dict())},
+        "reference": _of(first, lambda c: c.reference_dict()),
+        "cost": training.cost.as_dict() if training.cost else None,
+    }
+
+
+def _of(checks: list[Any], what: Any) -> Any:
+    return what(checks[0]) if checks else None
+
+
+def begin(settings: "Settings", tracker: Any, parent: Any = None, name: str | None = None) -> Any:
+    """Open the run in the tracker: flat configuration, versions, commit, hash and device."""
+    config = settings.config
+    tags = {
+        "config_hash": record.config_hash(config),
+        "git_commit": record.git_commit() or "",
+        "device": settings.device_name(),
+        "folder": str(settings.folder),
+        "task": settings.task,
+        **{f"version.{package}": version for package, version in record.versions().items()},
+    }
+    name = name or f"{settings.problem} {settings.gradient} seed {settings.seed}"
+    return tracker.start(settings.problem, name, flat(config), tags, parent)
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries with dotted keys."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    parts = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def finish(tracked: Any, folder: "Folder", note: str, last: dict[str, float], step: int, status: str) -> None:
+    """Close the run in the tracker: costs, the summary, figures and configuration, its end status."""
+    tracked.log([(step, last)])
+    tracked.note(note)
+    tracked.artifacts([*sorted(folder.path.glob("*.*"))])
+    tracked.finish(status)

@@ -1,0 +1,215 @@
+"""The loop of a run, top to bottom: update, log, check the gradient, stop, record."""
+
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from implicitexp import prepare, report, result
+from implicitexp.checking import Checked, Checker
+from implicitexp.experiment import CHUNK, FAULTS, Experiment, State, advance, answers
+from implicitexp.record import Folder
+from implicitexp.reference import ReferenceSettings
+from implicitexp.result import RunResult
+from implicitexp.solving import Solve
+
+SECONDS_A_CHUNK = 0.5  # between two looks at the clock, the keyboard and the progress bar
+CHECKS = 10  # in a run, when `check_every` is not given
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line decides besides the objects: plain data."""
+
+    problem: str  # its option's name
+    gradient: str
+    solver: str
+    steps: int
+    seed: int = 0
+    precision: str = "float32"
+    device: str = "auto"
+    check_every: int | None = None  # updates; None: about ten checks in a run
+    log_every: int = 10  # updates
+    folder: Path = Path("runs")
+    config: dict[str, Any] = field(default_factory=dict)  # resolved
+    target: float = 1e-9  # relative uncertainty of the ground truth that is good enough
+    max_seconds: float = 20.0  # for one ground truth
+    progress: bool = True
+    clip_norm: float | None = None
+    task: str = "train"
+
+    def reference(self) -> ReferenceSettings:
+        return ReferenceSettings(target=self.target, max_seconds=self.max_seconds)
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+class Training:
+    """The state of a run in progress, and what has been seen of it."""
+
+    def __init__(self, experiment: Experiment, state: State, key: Any, settings: Settings):
+        self.experiment, self.state, self.key, self.settings = experiment, state, key, settings
+        self.checker = Checker(experiment, key, settings.reference())
+        self.history: list[dict[str, Any]] = []
+        self.checks: list[Checked] = []
+        self.evaluation: dict[str, float] = {}
+        self.fault: dict[str, Any] | None = None
+        self.train_seconds = self.check_seconds = 0.0
+        self.pending: dict[str, Any] = {}  # metrics of a check, which go into the line of the update at the same step
+        self.speed = 0.0  # updates a second
+
+    @property
+    def step(self) -> int:
+        return int(self.state.step)
+
+    def check(self) -> None:
+        """Judge the gradient at the current parameters, and ask the problem for its own numbers."""
+        began = time.perf_counter()
+        checked = self.checker(self.state.params, self.step)
+        self.checks.append(checked)
+        found = answers(self.experiment, self.state.params)
+        self.evaluation = {name: float(value) for name, value in found.items()}
+        self.pending = checked.metrics() | {f"evaluate/{name}": x for name, x in self.evaluation.items()}
+        self.check_seconds += time.perf_counter() - began
+
+    @property
+    def every(self) -> int:
+        """Updates between two checks."""
+        return self.settings.check_every or max(1, -(-self.settings.steps // CHECKS))
+
+    def due(self) -> bool:
+        """Whether the gradient is to be checked at this step."""
+        return self.step % self.every == 0 or self.step == self.settings.steps
+
+    def advance(self) -> list[dict[str, Any]]:
+        """Some updates: as many as take about SECONDS_A_CHUNK, and none beyond the next check -> lines to log."""
+        first = self.step
+        limit = min(first - first % self.every + self.every, self.settings.steps) - first
+        count = max(1, min(limit, CHUNK, int(self.speed * SECONDS_A_CHUNK) or 1))
+        began = time.perf_counter()
+        self.state, rows, done = advance(self.experiment, self.state, self.key, jnp.asarray(count, jnp.int32))
+        done = int(done)
+        spent = time.perf_counter() - began
+        self.speed = done / spent if first else min(done / spent, float(CHUNK))
+        self.train_seconds += spent
+        if int(self.state.fault):
+            self.fault = {"step": self.step, "reason": FAULTS[int(self.state.fault)]}
+        return self._lines(first, {name: np.asarray(x[:done]) for name, x in rows.items()}, done)
+
+    def _lines(self, first: int, rows: dict[str, np.ndarray], done: int) -> list[dict[str, Any]]:
+        """The logged ones: every `log_every`th, every checked one, and one with a fault."""
+        lines = []
+        for i in range(done):
+            step = first + i
+            faulty = self.fault is not None and i == done - 1
+            if step % self.settings.log_every and not self.pending and not faulty:
+                continue
+            lines.append({"step": step, **{name: float(x[i]) for name, x in rows.items()}, **self.pending})
+            self.pending = {}
+        self.history += lines
+        return lines
+
+    def last_line(self) -> list[dict[str, Any]]:
+        """After the last update: loss and check at the last parameters, and where the time went."""
+        times = {"time/train_s": self.train_seconds, "time/check_s": self.check_seconds}
+        line = {"step": self.step, **self.pending, **times}
+        self.pending = {}
+        self.history.append(line)
+        return [line]
+
+
+def train(problem: Any, solver: Any, gradient: Any, optimizer: Any, settings: Settings, tracker: Any) -> RunResult:
+    """Train, check the gradient on the way, and record everything.
+
+    **Raises** `ConfigError` before anything is written; whatever goes wrong later is in the result: `status` is
+    finished, failed or killed, and `exit_status` what the shell gets.
+    """
+    experiment, state, key = prepare.prepare(
+        problem, solver, gradient, optimizer, seed=settings.seed, clip_norm=settings.clip_norm
+    )
+    training = Training(experiment, state, key, settings)
+    prepare.refuse_bad_start(experiment, training.checker.evaluation(state.params, 0))
+    threading.Thread(target=report.warm_up, daemon=True).start()
+
+    folder = Folder(settings.folder, settings.config)
+    tracked = result.begin(settings, tracker)
+    with report.progress(settings) as bar, terminable():
+        status, exit_status = _loop(training, folder, tracked, bar)
+    return _close(training, folder, tracked, tracker, status, exit_status)
+
+
+def _loop(training: Training, folder: Folder, tracked: Any, bar: Any) -> tuple[str, int]:
+    """-> status, exit status."""
+    steps = training.settings.steps
+
+    def log(lines: list[dict[str, Any]]) -> None:
+        folder.log(lines)
+        tracked.log([(line["step"], {k: v for k, v in line.items() if k != "step"}) for line in lines])
+
+    try:
+        training.check()
+        while training.step < steps and training.fault is None:
+            log(training.advance())
+            bar.update(training)
+            if training.fault is None and training.due():
+                training.check()
+        log(training.last_line())
+    except KeyboardInterrupt:
+        return _stopped(training, "interrupted from the keyboard"), 130
+    except Terminated:
+        return _stopped(training, "terminated by SIGTERM"), 143
+    except Exception as error:
+        training.fault = {"step": training.step, "reason": f"{type(error).__name__}: {error}".strip()}
+        (folder.path / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+    return ("failed", 1) if training.fault else ("finished", 0)
+
+
+def _stopped(training: Training, reason: str) -> str:
+    training.fault = {"step": training.step, "reason": reason}
+    return "killed"
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does, with a complete record."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _close(training: Training, folder: Folder, tracked: Any, tracker: Any, status: str, exit_status: int) -> RunResult:
+    """Figures, parameters, result, tracking; the table on the terminal."""
+    params = training.state.params
+    folder.save_params(params)
+    figures = [("run", lambda: report.run_figure(training.history, training.settings))]
+    solve = Solve(training.experiment.solver, training.experiment.gradient)
+    if status != "killed":
+        figures.append(("answer", lambda: training.experiment.problem.figure(params, solve)))
+    warnings = [w for name, draw in figures if (w := report.drawn(folder, name, draw))]
+    content = result.of_training(training, status)
+    folder.finish(content)
+    outcome = result.finish(tracked, tracker, folder, content, status)
+    done = RunResult(content, params, training.history, folder.path, exit_status)
+    report.print_training(done, training, outcome, warnings)
+    sys.stdout.flush()
+    return done

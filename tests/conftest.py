@@ -1,0 +1,41 @@
+"""Fixtures of all tests. Types and shapes are checked while the tests run (jaxtyping with beartype)."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")  # two virtual devices
+
+from jaxtyping import install_import_hook
+
+HOOK = install_import_hook("implicitexp", "beartype.beartype")
+
+import jax
+import pytest
+
+from implicitexp import device
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compilation_cache():
+    """Programs that were compiled before are read from the user's cache folder."""
+    with device.configured("cpu", "float32"):
+        yield
+
+
+@pytest.fixture
+def float64():
+    """The test runs in double precision."""
+    with device.configured("cpu", "float64"):
+        yield
+
+
+@pytest.fixture(params=["float32", "float64"])
+def precision(request):
+    """The test runs in both precisions; its value is the precision's name."""
+    with device.configured("cpu", request.param):
+        yield request.param
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
