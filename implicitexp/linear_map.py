@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -24,16 +25,18 @@ def linear_map(
     pull: Callable[[PyTree, PyTree], PyTree],
     residuals: PyTree,
     tangents: PyTree,
+    like: PyTree,
 ) -> PyTree:
     """`push(residuals, tangents)`, a map linear in `tangents`, whose transpose is `pull(residuals, cotangents)`.
 
-    Both functions close over nothing that is traced: whatever they need is in `residuals` (a pytree of arrays).
+    Both functions close over nothing that is traced: whatever they need is in `residuals` (a pytree of arrays). `like`
+    has the shapes of the result: neither function is traced before it is needed, since each may hold a whole solve.
     The transpose is what `pull` says: it may compute more than `push` needs (a statistic of the backward solve as
     the cotangent of an input that `push` ignores).
     """
     flat_residuals, residuals_tree = jax.tree.flatten(residuals)
     flat_tangents, tangents_tree = jax.tree.flatten(tangents)
-    out_tree = jax.tree.structure(jax.eval_shape(push, residuals, tangents))
+    flat_like, out_tree = jax.tree.flatten(like)
 
     def flat_push(*operands):
         head, tail = operands[: len(flat_residuals)], operands[len(flat_residuals) :]
@@ -49,28 +52,26 @@ def linear_map(
         push=flat_push,
         pull=flat_pull,
         count=len(flat_residuals),
+        shapes=tuple((jnp.shape(x), jnp.result_type(x)) for x in flat_like),
     )
     return out_tree.unflatten(out)
 
 
 @_linear_map_p.def_impl
-def _impl(*operands: Any, push: Callable, pull: Callable, count: int):
-    del pull, count
+def _impl(*operands: Any, push: Callable, **_: Any):
     return push(*operands)
 
 
 @_linear_map_p.def_abstract_eval
-def _abstract_eval(*operands: Any, push: Callable, pull: Callable, count: int):
-    del pull, count
-    shapes = jax.eval_shape(push, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands))
-    return [jax.core.ShapedArray(s.shape, s.dtype) for s in shapes]
+def _abstract_eval(*operands: Any, shapes: tuple, **_: Any):
+    return [jax.core.ShapedArray(shape, dtype) for shape, dtype in shapes]
 
 
-def _jvp(primals, tangents, *, push, pull, count):
+def _jvp(primals, tangents, *, push, count, **rest):
     """Second order: the map itself moves with its residuals, which is ordinary forward mode through `push`."""
-    out = _linear_map_p.bind(*primals, push=push, pull=pull, count=count)
+    out = _linear_map_p.bind(*primals, push=push, count=count, **rest)
     linear = [ad.instantiate_zeros(t) for t in tangents[count:]]
-    out_tangents = _linear_map_p.bind(*primals[:count], *linear, push=push, pull=pull, count=count)
+    out_tangents = _linear_map_p.bind(*primals[:count], *linear, push=push, count=count, **rest)
     if any(type(t) is not ad.Zero for t in tangents[:count]):
         head = [ad.instantiate_zeros(t) for t in tangents[:count]]
         moved = jax.jvp(lambda *r: push(*r, *primals[count:]), tuple(primals[:count]), tuple(head))[1]
@@ -78,23 +79,24 @@ def _jvp(primals, tangents, *, push, pull, count):
     return out, out_tangents
 
 
-def _transpose(cotangents, *operands, push, pull, count):
-    residuals = [x for x in operands[:count]]
+def _transpose(cotangents, *operands, push, pull, count, shapes):
+    del shapes
+    residuals = list(operands[:count])
+    moving = tuple((x.aval.shape, x.aval.dtype) for x in operands[count:])
     instantiated = [ad.instantiate_zeros(c) for c in cotangents]
-    out = _linear_map_p.bind(*residuals, *instantiated, push=pull, pull=push, count=count)
+    out = _linear_map_p.bind(*residuals, *instantiated, push=pull, pull=push, count=count, shapes=moving)
     return [None] * count + list(out)
 
 
-def _batch(operands, dims, *, push, pull, count):
-    """Every operand gets the batch axis: broadcasting is linear, so that an input shared by all lanes, such as the
-    tap, receives the sum of its cotangents from JAX's own rule."""
-    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not batching.not_mapped)
+def _batch(operands, dims, *, push, pull, count, shapes):
+    """Every tangent gets the batch axis (None: it has none). Broadcasting is linear, so that an input shared by all
+    lanes, such as the tap, receives the sum of its cotangents from JAX's own rule."""
+    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
     moved = [
-        jnp.broadcast_to(x, (size, *x.shape)) if d is batching.not_mapped and i >= count
-        else (x if d is batching.not_mapped else jnp.moveaxis(x, d, 0))
+        jnp.moveaxis(x, d, 0) if d is not None else jnp.broadcast_to(x, (size, *x.shape)) if i >= count else x
         for i, (x, d) in enumerate(zip(operands, dims, strict=True))
-    ]  # fmt: skip
-    residual_axes = tuple(None if d is batching.not_mapped else 0 for d in dims[:count])
+    ]
+    residual_axes = tuple(None if d is None else 0 for d in dims[:count])
 
     def over_lanes(f):
         def mapped(*xs):
@@ -102,7 +104,8 @@ def _batch(operands, dims, *, push, pull, count):
 
         return mapped
 
-    out = _linear_map_p.bind(*moved, push=over_lanes(push), pull=over_lanes(pull), count=count)
+    lanes = tuple(((size, *shape), dtype) for shape, dtype in shapes)
+    out = _linear_map_p.bind(*moved, push=over_lanes(push), pull=over_lanes(pull), count=count, shapes=lanes)
     return out, [0] * len(out)
 
 

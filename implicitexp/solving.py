@@ -113,16 +113,15 @@ def _differentiate(cell: Any, call: Call, tap: Tap | None) -> tuple[PyTree, Stat
         call, cell = rebuild(flat)
         value, stats, residuals = cell.linearize(Split.of(call, tuple(positions[i] for i in moving)))
         value = _poisoned(value, stats.converged)
-        pushed = _tangent_map(
-            cell, residuals, stats, [tangents[0][i] for i in moving], _instantiated(tangents[1], tap_leaves)
-        )
+        moved = [tangents[0][i] for i in moving], _instantiated(tangents[1], tap_leaves)
+        pushed = _tangent_map(cell, residuals, value, stats, *moved)
         return (value, stats), (pushed, jax.tree.map(_no_tangent, stats))
 
     run.defjvp(rule, symbolic_zeros=True)
     return run(leaves, tap_leaves)
 
 
-def _tangent_map(cell, residuals, stats: Stats, tangents: list, tap_tangents: list) -> PyTree:
+def _tangent_map(cell, residuals, value, stats: Stats, tangents: list, tap_tangents: list) -> PyTree:
     arrays, static = eqx.partition((cell, residuals), eqx.is_array)
 
     def push(operands, tangents):
@@ -139,7 +138,7 @@ def _tangent_map(cell, residuals, stats: Stats, tangents: list, tap_tangents: li
         kinds = [jnp.asarray(t).dtype for t in tap_tangents]
         return moved, [c.astype(k) for c, k in zip(jax.tree.leaves(counts), kinds, strict=True)]
 
-    return linear_map(push, pull, (arrays, stats), (tangents, tap_tangents))
+    return linear_map(push, pull, (arrays, stats), (tangents, tap_tangents), like=value)
 
 
 def _statistics(stats: Stats, backward: Backward) -> Tap:
@@ -193,7 +192,9 @@ def is_inside_equation() -> bool:
 
 def canonical(equation: AbstractEquation, args: PyTree) -> tuple[AbstractEquation, PyTree]:
     """Numbers become arrays, and the function is closure converted."""
-    args = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, bool | int | float | complex | np.generic) else x, args)
+    args = jax.tree.map(
+        lambda x: jnp.asarray(x) if isinstance(x, bool | int | float | complex | np.generic) else x, args
+    )
     if isinstance(equation, Root | FixedPoint):
         y0 = _floating(equation.y0, "y0")
         fn = _converted(equation.fn, "fn", y0, y0, args)

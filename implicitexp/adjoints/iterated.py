@@ -41,7 +41,7 @@ class Iterated(eqx.Module):
         atol = default if self.atol is None else self.atol
         sol = optx.fixed_point(
             lambda w, _: step(w),
-            AndersonAcceleration(rtol, atol, HISTORY),
+            AndersonAcceleration(rtol, atol, history=HISTORY),
             jnp.zeros_like(b),
             max_steps=MAX_STEPS if self.max_steps is None else self.max_steps,
             throw=False,

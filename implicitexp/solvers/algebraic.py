@@ -127,4 +127,4 @@ class Anderson(AbstractIteration):
     kind: ClassVar[str] = "fixed_point"
 
     def method(self, rtol, atol):
-        return AndersonAcceleration(rtol, atol, self.history, self.damping)
+        return AndersonAcceleration(rtol, atol, history=self.history, damping=self.damping)

@@ -11,7 +11,7 @@ from .base import AbstractSolver, NotConverged, Tolerance
 from .integral import GaussKronrod
 from .ode import Tsit5
 
-DEFAULTS: dict[str, type[AbstractSolver]] = {
+DEFAULTS: dict[str, Any] = {
     "root": Newton,
     "fixed_point": Anderson,
     "ode": Tsit5,
@@ -40,9 +40,7 @@ class Auto(eqx.Module):
         if given is not None:
             return given
         options: dict[str, Any] = {} if self.max_steps is None else {"max_steps": self.max_steps}
-        return DEFAULTS[kind](
-            rtol=self.rtol, atol=self.atol, when_not_converged=self.when_not_converged, **options
-        )
+        return DEFAULTS[kind](rtol=self.rtol, atol=self.atol, when_not_converged=self.when_not_converged, **options)
 
 
 def for_kind(solver: "AbstractSolver | Auto | None", kind: str) -> AbstractSolver:

@@ -31,11 +31,11 @@ class AbstractODESolver(AbstractSolver):
     order: eqx.AbstractClassVar[int]
 
     @abc.abstractmethod
-    def method(self, dtype: Any) -> dfx.AbstractSolver:
-        """The Diffrax solver for numbers of this type."""
+    def method(self, y0: PyTree, rtol: Any = None, atol: Any = None) -> dfx.AbstractSolver:
+        """The Diffrax solver for a state like `y0`; given tolerances stand before the solver's own."""
 
     @abc.abstractmethod
-    def controller(self, y0: PyTree, rtol: Any, atol: Any) -> dfx.AbstractStepSizeController:
+    def controller(self, y0: PyTree, rtol: Any = None, atol: Any = None) -> dfx.AbstractStepSizeController:
         """The step size control; given tolerances stand before the solver's own."""
 
     def integrate(
@@ -56,7 +56,7 @@ class AbstractODESolver(AbstractSolver):
         dt0 = None if self.dt0 is None else jnp.where(t1 < t0, -1, 1) * jnp.asarray(self.dt0, jnp.result_type(t0))
         return dfx.diffeqsolve(
             dfx.ODETerm(field),
-            self.method(dtype_of(y0)),
+            self.method(y0, rtol, atol),
             t0,
             t1,
             dt0,
@@ -71,9 +71,7 @@ class AbstractODESolver(AbstractSolver):
 
     def run(self, equation: ODE, args: PyTree, loop: Loop) -> tuple[PyTree, Stats]:
         saveat = dfx.SaveAt(t1=True) if equation.ts is None else dfx.SaveAt(ts=equation.ts)
-        sol = self.integrate(
-            equation.field, equation.y0, equation.t0, equation.t1, args, saveat=saveat, loop=loop
-        )
+        sol = self.integrate(equation.field, equation.y0, equation.t0, equation.t1, args, saveat=saveat, loop=loop)
         value = jax.tree.map(lambda y: y[0], sol.ys) if equation.ts is None else sol.ys
         return value, stats(succeeded(sol), sol.stats["num_steps"], value)
 
@@ -91,10 +89,10 @@ class Euler(AbstractODESolver):
     kind: ClassVar[str] = "ode"
     order: ClassVar[int] = 1
 
-    def method(self, dtype):
+    def method(self, y0, rtol=None, atol=None):
         return dfx.Euler()
 
-    def controller(self, y0, rtol, atol):
+    def controller(self, y0, rtol=None, atol=None):
         return dfx.ConstantStepSize()
 
 
@@ -104,7 +102,7 @@ class AbstractAdaptive(AbstractODESolver):
     rtol: eqx.AbstractVar[Any]
     atol: eqx.AbstractVar[Any]
 
-    def controller(self, y0, rtol, atol):
+    def controller(self, y0, rtol=None, atol=None):
         rtol = resolve_tolerance(self.rtol if rtol is None else rtol, y0)
         atol = resolve_tolerance(self.atol if atol is None else atol, y0)
         return dfx.PIDController(rtol=rtol, atol=atol)
@@ -121,7 +119,7 @@ class Tsit5(AbstractAdaptive):
     kind: ClassVar[str] = "ode"
     order: ClassVar[int] = 5
 
-    def method(self, dtype):
+    def method(self, y0, rtol=None, atol=None):
         return dfx.Tsit5()
 
 
@@ -136,7 +134,7 @@ class Dopri8(AbstractAdaptive):
     kind: ClassVar[str] = "ode"
     order: ClassVar[int] = 8
 
-    def method(self, dtype):
+    def method(self, y0, rtol=None, atol=None):
         return dfx.Dopri8()
 
 
@@ -156,8 +154,9 @@ class Kvaerno5(AbstractAdaptive):
     kind: ClassVar[str] = "ode"
     order: ClassVar[int] = 5
 
-    def method(self, dtype):
-        if dtype == jnp.float64:
-            return dfx.Kvaerno5()
-        tolerance = STAGE_TOLERANCE
-        return dfx.Kvaerno5(root_finder=optx.Newton(tolerance, tolerance))
+    def method(self, y0, rtol=None, atol=None):
+        if dtype_of(y0) != jnp.float64:
+            return dfx.Kvaerno5(root_finder=optx.Newton(STAGE_TOLERANCE, STAGE_TOLERANCE))
+        rtol = resolve_tolerance(self.rtol if rtol is None else rtol, y0)
+        atol = resolve_tolerance(self.atol if atol is None else atol, y0)
+        return dfx.Kvaerno5(root_finder=dfx.VeryChord(rtol, atol))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import quadax
 from jaxtyping import Array, PyTree
 
-from implicitexp.adjoints import continuous
+from implicitexp.adjoints import continuous, gauss
 from implicitexp.adjoints.continuous import MethodName, Tolerances
 from implicitexp.adjoints.iterated import Iterated, PreconditionerName, factor, precondition, unit
 from implicitexp.equations import Stats
@@ -98,18 +98,21 @@ class ContinuousCell(AbstractCell):
         if self.method == "backsolve":
             value, statistics = call.run()
             return value, statistics, (split, value, None)
-        value, interpolation, converged, steps = continuous.dense_solve(call)
-        return value, stats(converged, steps, value), (split, value, interpolation)
+        value, mesh, converged, steps = gauss.solve_with_mesh(call)
+        return value, stats(converged, steps, value), (split, value, mesh)
 
     def push(self, residuals, tangents: list[Array]) -> PyTree:
         return SensitivityCell().push(residuals[0], tangents)
 
     def pull(self, residuals, cotangent: PyTree):
-        split, value, interpolation = residuals
+        split, value, mesh = residuals
         call = split.call()
-        cotangent, size = normalized(cotangent)
+        cotangent, size = normalized(cotangent, count(call.equation.y0))
         at = continuous.outputs(call.equation, value, cotangent)
-        back = continuous.backward(call, split, self.method, self.tolerances, at, interpolation)
+        if mesh is None:
+            back = continuous.by_backsolve(split, self.tolerances, at)
+        else:
+            back = continuous.by_gauss(split, self.tolerances, at, mesh)
         boundary = self._boundary(call, split, at, back.adjoint)
         moved = jax.tree.map(lambda a, b: a + b, back.theta, boundary)
         return scaled(moved, size), Backward(back.converged, back.steps, jnp.zeros(()))
@@ -121,7 +124,9 @@ class ContinuousCell(AbstractCell):
 
         def boundary(theta):
             moved = split.call(theta).equation
-            start = dot(adjoint, moved.y0) - moved.t0 * dot(adjoint, equation.field(equation.t0, equation.y0, call.args))
+            start = dot(adjoint, moved.y0) - moved.t0 * dot(
+                adjoint, equation.field(equation.t0, equation.y0, call.args)
+            )
             slopes = jax.vmap(lambda t, z: equation.field(t, z, call.args))(times, values)
             ends = moved.ts if moved.ts is not None else moved.t1[None]
             return start + jnp.sum(ends * jax.vmap(dot)(cotangents, slopes))
@@ -203,8 +208,11 @@ def edges(split: Split, theta: list[Array]) -> PyTree:
     return jax.tree.map(jnp.subtract, upper, lower)
 
 
+def count(tree: PyTree) -> int:
+    """How many numbers."""
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
 def dot(a: PyTree, b: PyTree) -> Array:
     """The inner product over all leaves."""
     return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)), jnp.zeros(()))
-
-

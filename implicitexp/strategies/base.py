@@ -129,13 +129,14 @@ def norm(tree: PyTree) -> Array:
     return jnp.sqrt(sum(squares, jnp.zeros(())))
 
 
-def normalized(cotangent: PyTree) -> tuple[PyTree, Array]:
-    """The cotangent scaled to norm one, and the norm (one where the cotangent is zero).
+def normalized(cotangent: PyTree, unknowns: int = 1) -> tuple[PyTree, Array]:
+    """The cotangent scaled to norm sqrt(unknowns), and the factor that undoes it (one where the cotangent is zero).
 
     An adjoint is linear in the cotangent, but an absolute tolerance is not: without this the accuracy of a gradient
-    depends on the scale of the loss.
+    depends on the scale of the loss. `unknowns`: of a solver whose error test takes a root mean square, so that a large
+    state is not solved less accurately than a small one.
     """
-    size = norm(cotangent)
+    size = norm(cotangent) / max(unknowns, 1) ** 0.5
     size = jnp.where(size > 0, size, jnp.ones_like(size))
     return jax.tree.map(lambda c: c / size.astype(c.dtype), cotangent), size
 

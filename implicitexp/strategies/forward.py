@@ -106,6 +106,8 @@ class SensitivityCell(AbstractCell):
             return [], Backward.exact()
         flat, unravel = jax.flatten_util.ravel_pytree(residuals.theta)
         columns, converged, steps = sensitivities(residuals, jax.vmap(unravel)(jnp.eye(flat.size, dtype=flat.dtype)))
-        products = jax.tree.map(lambda s, c: jnp.tensordot(s.reshape(s.shape[0], -1), c.reshape(-1), 1), columns, cotangent)
+        products = jax.tree.map(
+            lambda s, c: jnp.tensordot(s.reshape(s.shape[0], -1), c.reshape(-1), 1), columns, cotangent
+        )
         total = sum(jax.tree.leaves(products), jnp.zeros(flat.size, flat.dtype))
         return unravel(total), Backward(converged, steps, jnp.zeros(()))
