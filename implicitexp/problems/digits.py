@@ -29,7 +29,7 @@ def field(t, h, weights):
 class Digits(AbstractProblem):
     """Handwritten digits, classified by features -> ODE layer -> linear read-out (Chen et al. 2018).
 
-    h(0) = tanh(W x + b), dh/dt = f(h, θ), t from 0 to `duration`, logits = V h(t1) + c; the loss is the mean cross
+    h(0) = W x + b, dh/dt = f(h, θ), t from 0 to `duration`, logits = V h(t1) + c; the loss is the mean cross
     entropy of a minibatch of randomly shifted images with noise. f(h) = tanh(W2 tanh(W1 h + b1) + b2).
     `layer="residual"`: the same f as h_{k+1} = h_k + f(h_k), five times, which is explicit Euler with step 1 through
     the same `solve`; `layer="identity"`: no layer, for comparison.
@@ -106,7 +106,7 @@ class Digits(AbstractProblem):
     def logits(self, params, images, solve):
         """Scores (batch, 10). The batch is one state of the ODE, so that all its images share the steps."""
         flat = images.reshape(len(images), -1)
-        h = jnp.tanh(flat @ params["features"]["w"] + params["features"]["b"])
+        h = flat @ params["features"]["w"] + params["features"]["b"]
         if self.layer == "ode":
             h = solve(ODE(field, h, 0.0, self.duration), params["field"]).value
         elif self.layer == "residual":
