@@ -181,6 +181,6 @@ def dashboard(uri: str | None = None, port: int = 5000, host: str = "127.0.0.1")
 
     **Raises** `ConfigError` where there is no store, or the port is taken.
     """
-    from implicitexp.tracking.dashboard import serve
+    from implicitexp.tracking.pages import serve
 
     return serve(absolute_uri(uri), port, host)

@@ -38,7 +38,7 @@ class Process:
         self.news = threading.Condition()
         self.flushed: Message = {"flushed": 0}
         self.tokens = 0
-        self.gone = False
+        self.gone: str | None = None  # its last words, once it has ended
         self.writer = threading.Thread(target=self._write, name="mlflow-writer", daemon=True)
         self.writer.start()
         threading.Thread(target=self._listen, name="mlflow-listener", daemon=True).start()
@@ -51,10 +51,10 @@ class Process:
         self.tokens += 1
         self.send({"op": "flush", "uri": uri, "token": self.tokens})
         with self.news:
-            told = self.news.wait_for(lambda: self.gone or self.flushed["flushed"] >= self.tokens, timeout)
+            told = self.news.wait_for(lambda: self.gone is not None or self.flushed["flushed"] >= self.tokens, timeout)
         folder = "the run's folder is complete"
-        if self.gone:
-            return f"MLflow has no record of this, its process ended: {self.last_complaint()}; {folder}"
+        if self.gone is not None:
+            return f"MLflow has no record of this, its process ended: {self.gone}; {folder}"
         if not told:
             return (
                 f"MLflow's record in {uri} was not done after {timeout:.0f} s and goes on in the background; {folder}"
@@ -62,11 +62,6 @@ class Process:
         if self.flushed["warnings"]:
             return f"MLflow's record in {uri} is not complete: {'; '.join(self.flushed['warnings'])}; {folder}"
         return None
-
-    def last_complaint(self) -> str:
-        self.complaints.seek(0)
-        lines = self.complaints.read().decode(errors="replace").strip().splitlines()
-        return lines[-1][:300] if lines else f"exit status {self.popen.poll()}"
 
     def farewell(self) -> None:
         """No more messages. What the process has not done yet it does after we are gone."""
@@ -85,17 +80,22 @@ class Process:
 
     def _listen(self) -> None:
         assert self.popen.stdout is not None
-        for line in self.popen.stdout:
-            answer = json.loads(line)
-            with self.news:
-                if "flushed" in answer:
-                    self.flushed = answer
-                else:
-                    self.runs[answer["run"]] = answer
-                self.news.notify_all()
-        self.popen.wait()
+        with self.popen.stdout as answers:
+            for line in answers:
+                self._hear(json.loads(line))
+        status = self.popen.wait()
+        with self.complaints, self.news:
+            self.complaints.seek(0)
+            lines = self.complaints.read().decode(errors="replace").strip().splitlines()
+            self.gone = lines[-1][:300] if lines else f"exit status {status}"
+            self.news.notify_all()
+
+    def _hear(self, answer: Message) -> None:
         with self.news:
-            self.gone = True
+            if "flushed" in answer:
+                self.flushed = answer
+            else:
+                self.runs[answer["run"]] = answer
             self.news.notify_all()
 
 
@@ -110,7 +110,7 @@ _shared: list[Process] = []  # the one of this process, started by the first tra
 
 def shared_process() -> Process:
     """One MLflow process for all runs of this process, one after the other or at once; a fork needs its own."""
-    if not _shared or _shared[0].gone or _shared[0].owner != os.getpid():
+    if not _shared or _shared[0].gone is not None or _shared[0].owner != os.getpid():
         _shared[:] = [Process()]
         atexit.register(_shared[0].farewell)
     return _shared[0]

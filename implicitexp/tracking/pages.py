@@ -13,7 +13,7 @@ from types import FrameType
 from typing import IO
 
 from implicitexp.errors import ConfigError
-from implicitexp.tracking.store import connect
+from implicitexp.tracking.store import connect, locked
 
 # Without job execution the server starts in half the time: it runs language models, not experiments.
 ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -38,6 +38,9 @@ def serve(uri: str, port: int, host: str) -> int:
             "or name another one: `implicitexp dashboard tracker.uri=sqlite:///PATH/mlflow.db`"
         )
     _check_port(host, port)
+    if database is not None:
+        with locked(database):  # a run may be making the store at this moment
+            pass
     os.environ.update(ENVIRONMENT)
     signal.signal(signal.SIGTERM, _interrupt)
     with tempfile.TemporaryFile() as complaints:
