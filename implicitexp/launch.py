@@ -1,0 +1,116 @@
+"""From a checked configuration to a run: JAX set up, objects built, then `run.train` or `compare.compare`."""
+
+import importlib
+import inspect
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from implicitexp import tracking, validation
+from implicitexp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from implicitexp.result import RunResult
+    from implicitexp.run import Settings
+
+Config = dict[str, Any]
+
+
+def perform(config: Config, names: dict[str, str], strategies: dict[str, Config], folder: Path, *,
+            progress: bool = True) -> "RunResult":  # fmt: skip
+    """Run the task. `names`: the option chosen of each group; `strategies`: for compare, nodes of group `gradient`.
+
+    **Raises** `ConfigError` for what only building and tracing can find out; nothing is written then.
+    """
+    tracker = tracking.open_tracker(config["tracker"])  # first: MLflow's slow import goes on in its own process
+    from implicitexp import device
+
+    with device.configured(config["device"]["kind"], config["precision"]):
+        problem, solver = build("problem", config["problem"]), build("solver", config["solver"])
+        settings = _settings(config, names, folder, progress)
+        if config["task"] == "compare":
+            from implicitexp.compare import compare
+
+            rows = {name: build(f"gradient={name}", node) for name, node in strategies.items()}
+            return compare(problem, solver, rows, settings, tracker)
+        from implicitexp.run import train
+
+        gradient = build("gradient", config["gradient"])
+        return train(problem, solver, gradient, config["optimizer"], settings, tracker)
+
+
+def _settings(config: Config, names: dict[str, str], folder: Path, progress: bool) -> "Settings":
+    from implicitexp.run import Settings
+
+    return Settings(
+        task=config["task"],
+        problem=_name(config, names, "problem"),
+        gradient=_name(config, names, "gradient"),
+        solver=_name(config, names, "solver"),
+        seed=config["seed"],
+        steps=config["steps"],
+        precision=config["precision"],
+        device=config["device"]["kind"],
+        check_every=config["check_every"],
+        log_every=config["log_every"],
+        folder=folder,
+        config=config,
+        target=config["reference"]["target"],
+        max_seconds=config["reference"]["max_seconds"],
+        progress=progress,
+        clip_norm=config["clip_norm"],
+    )
+
+
+def _name(config: Config, names: dict[str, str], group: str) -> str:
+    """The option's name; a configuration without groups (the config.yaml of a run) has the class's name only."""
+    return names.get(group) or config[group]["_target_"].rpartition(".")[2].lower()
+
+
+def build(key: str, node: Config) -> Any:
+    """The object that a node describes. **Raises** `ConfigError` naming the key, the class and its arguments."""
+    for inner, part in validation.nodes(key, node):
+        imported(f"{inner}._target_", part["_target_"])
+    from implicitexp import recipe
+
+    built = recipe.from_node(with_floats(node), key)
+    try:
+        return built.build()
+    except ConfigError as error:
+        raise type(error)(f"{key}: {error}") from error
+    except Exception as error:
+        target = node["_target_"]
+        raise ConfigError(f"{key}: {target} cannot be built: {validation.one_line(error)}.") from error
+
+
+def imported(key: str, target: str) -> Any:
+    """The object that a `_target_` names; whatever its module raises becomes a `ConfigError` with file and line."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = (
+            ""
+            if "importlib" in last.filename or last.filename == __file__
+            else f" ({last.filename}, line {last.lineno})"
+        )
+        what = f"{type(error).__name__}: {validation.one_line(error)}"
+        raise ConfigError(f"{key}={target} cannot be imported: {what}{place}.") from error
+
+
+def with_floats(node: Any) -> Any:
+    """Integers as floats where the class has a float: `problem.target=2` is a number of the experiment, no choice."""
+    if isinstance(node, list):
+        return [with_floats(x) for x in node]
+    if not isinstance(node, dict):
+        return node
+    node = {name: with_floats(value) for name, value in node.items()}
+    if "_target_" not in node:
+        return node
+    parameters = inspect.signature(imported("_target_", node["_target_"])).parameters
+    for name, value in node.items():
+        wanted = parameters.get(name)
+        if type(value) is int and wanted and (wanted.annotation in (float, "float") or type(wanted.default) is float):
+            node[name] = float(value)
+    return node

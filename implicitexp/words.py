@@ -1,0 +1,37 @@
+"""Parts of messages about a wrong configuration."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+MOST_LISTED = 40  # names in one message
+
+
+def suggestion(wrong: str, valid: Iterable[str], what: str = "valid", all_of_them: bool = True) -> str:
+    """`; did you mean adam? valid: adam, adamw, sgd`: the nearest match, and the whole list."""
+    names = sorted({str(name) for name in valid if not str(name).startswith("_")})
+    near = difflib.get_close_matches(str(wrong).lower(), names, n=1, cutoff=0.5)
+    text = f"; did you mean {near[0]}?" if near else ";" if all_of_them else ""
+    if not all_of_them:
+        return text
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return f"{text} {what}: {', '.join(names[:MOST_LISTED])}{more}"
+
+
+def shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, list | tuple):
+        return f"[{','.join(shown(x) for x in value)}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}: {shown(x)}' for key, x in value.items())}}}"
+    return str(value)
+
+
+def kind(value: Any) -> str:
+    """What a value is, in words."""
+    if value is None:
+        return "null"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+    return names.get(type(value), "a node")
