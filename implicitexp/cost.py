@@ -86,14 +86,14 @@ def measure_cost(
     compiled = jax.jit(along if directional else reverse).lower(arrays, tap).compile()
     forward_compiled = jax.jit(forward).lower(arrays, tap).compile()
     compile_s = time.perf_counter() - start
-    out, gradient_ms = _timed(lambda: compiled(arrays, tap), max_seconds)
-    _, forward_ms = _timed(lambda: forward_compiled(arrays, tap), max_seconds)
+    out, gradient_ms = timed(lambda: compiled(arrays, tap), max_seconds)
+    _, forward_ms = timed(lambda: forward_compiled(arrays, tap), max_seconds)
     tapped = out[1] if directional else out[1][1]
     steps = float(tapped["steps"])
-    return Cost(compile_s, forward_ms, gradient_ms, _memory(compiled), int(steps) if steps == steps else None)
+    return Cost(compile_s, forward_ms, gradient_ms, memory_of(compiled), int(steps) if steps == steps else None)
 
 
-def _timed(call: Callable[[], Any], max_seconds: float) -> tuple[Any, float]:
+def timed(call: Callable[[], Any], max_seconds: float = MAX_SECONDS) -> tuple[Any, float]:
     """-> the result, and the median time in ms after a warm-up."""
     out = jax.block_until_ready(call())
     times: list[float] = []
@@ -105,6 +105,6 @@ def _timed(call: Callable[[], Any], max_seconds: float) -> tuple[Any, float]:
     return out, 1e3 * statistics.median(times)
 
 
-def _memory(compiled: Any) -> int | None:
+def memory_of(compiled: Any) -> int | None:
     analysis = compiled.memory_analysis()
     return None if analysis is None else int(analysis.temp_size_in_bytes)

@@ -57,6 +57,11 @@ def find(device: str) -> jax.Device:
         ) from error
 
 
+def current() -> jax.Device:
+    """The device that computes now."""
+    return jax.config.jax_default_device or jax.local_devices()[0]
+
+
 def describe(device: jax.Device) -> str:
     """A device in words, as `cpu: TFRT_CPU_0`."""
     return f"{device.platform}: {device.device_kind}"

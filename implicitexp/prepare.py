@@ -37,6 +37,22 @@ def prepare(
 
     **Raises** `ConfigError` (or its `Unsupported`) for whatever cannot work.
     """
+    experiment, _, key = objects(problem, solver, gradient, optimizer, seed=seed, clip_norm=clip_norm)
+    first = jax.random.split(jax.random.key(seed))[0]
+    experiment = buildable(experiment, first)
+    return experiment, start(experiment, first), key
+
+
+def objects(
+    problem: AbstractProblem,
+    solver: Any,
+    gradient: Any,
+    optimizer: Any,
+    *,
+    seed: int = 0,
+    clip_norm: float | None = None,
+) -> tuple[Experiment, PyTree, jax.Array]:
+    """-> the experiment, the first parameters, and the key of minibatches: all that a check of the gradient needs."""
     if not isinstance(problem, AbstractProblem):
         raise ConfigError(f"problem must be an implicitexp.AbstractProblem, not {type(problem).__name__}.")
     recipe = optimizer if isinstance(optimizer, Recipe) else from_node(optimizer)
@@ -46,8 +62,7 @@ def prepare(
     batch = first_batch(experiment.problem, key_batches)
     check_loss(experiment.problem, params, batch)
     check_pairs(experiment, params, batch)
-    experiment = buildable(experiment, key_params)
-    return experiment, start(experiment, key_params), key_batches
+    return experiment, params, key_batches
 
 
 def name_of(problem: Any, method: str) -> str:

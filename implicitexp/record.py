@@ -5,6 +5,7 @@
 `result.json` is DESIGN's schema 1. Numbers that are undefined or not finite are null, there and in `metrics.jsonl`.
 """
 
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -103,10 +104,20 @@ def leaf_name(path: Any) -> str:
     return ".".join(str(part) for part in parts) or "params"
 
 
-def flat_or_file(params: PyTree, file: Path) -> Any:
+def flat_or_file(params: PyTree, file: str) -> Any:
     """The parameters in `ravel_pytree`'s order, or where they are, above LONGEST_LIST entries."""
     flat = np.asarray(ravel_pytree(params)[0])
-    return flat.tolist() if flat.size <= LONGEST_LIST else {"file": file.name, "size": int(flat.size)}
+    return flat.tolist() if flat.size <= LONGEST_LIST else {"file": file, "size": int(flat.size)}
+
+
+def described(module: Any) -> dict[str, Any]:
+    """A solver or strategy as `{name, options}`: its class, and its fields that are numbers or words."""
+    options = {}
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name)
+        options[field.name] = value.item() if isinstance(value, jax.Array | np.ndarray) and value.size == 1 else value
+    plain = {name: x for name, x in options.items() if x is None or isinstance(x, bool | int | float | str)}
+    return {"name": type(module).__name__, "options": plain}
 
 
 def as_yaml(config: dict[str, Any]) -> str:

@@ -93,7 +93,22 @@ def state_of(training: "Training") -> str:
 
 def error_of(check: Any) -> str:
     """A check's relative error with its uncertainty, or why there is none."""
-    return format_error(check) if check is not None else "unknown"
+    if check is None:
+        return "unknown"
+    if check.relative_error is None and check.absolute_error is not None:
+        return f"absolute {check.absolute_error:.2g}"
+    return format_error(check.relative_error, check.uncertainty)
+
+
+SMALL = 1e-3  # a gradient that fell below this part of the first one: its own norm says little of its error
+
+
+def beside_first(training: "Training", check: Any) -> str:
+    """Near an optimum the gradient vanishes and its relative error grows: the error in units of the first gradient."""
+    first = training.checks[0].check.norm
+    if check.absolute_error is None or not first or check.norm > SMALL * first:
+        return ""
+    return f" of a gradient that vanishes; {check.absolute_error / first:.2g} of the first one"
 
 
 def training_facts(training: "Training", content: dict[str, Any]) -> Facts:
@@ -108,7 +123,9 @@ def training_facts(training: "Training", content: dict[str, Any]) -> Facts:
     facts += [(name, number(value)) for name, value in content["metrics"].items()]
     for when, checked in (("first", training.checks[:1]), ("last", training.checks[-1:])):
         if checked:
-            facts += [(f"gradient error, {when}", error_of(checked[0].check))]
+            facts += [
+                (f"gradient error, {when}", error_of(checked[0].check) + beside_first(training, checked[0].check))
+            ]
     facts += [("ground truth", reference.get("how") or reference.get("remark") or "none")]
     if training.checks:
         worst = training.checks[0].check.worst
@@ -145,6 +162,34 @@ def print_facts(title: str, facts: Facts) -> None:
     console().print(table)
 
 
+def print_training(title: str, facts: Facts, folder: Any, outcome: Any, warnings: list[str | None]) -> None:
+    """The table of a run, where its record lies, and what did not work."""
+    print_facts(title, facts + record_facts(folder, outcome))
+    print_warnings(outcome, warnings)
+
+
+def print_record(folder: Any, outcome: Any, warnings: list[str | None]) -> None:
+    """Below a table that has no room for it: where the record lies."""
+    for name, value in record_facts(folder, outcome):
+        console().print(f"{name:10} {value}", highlight=False)
+    print_warnings(outcome, warnings)
+
+
+def print_warnings(outcome: Any, warnings: list[str | None]) -> None:
+    """What did not work, on standard error."""
+    for warning in [*warnings, outcome.warning]:
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
+
+
+def record_facts(folder: Any, outcome: Any) -> Facts:
+    """Where the record lies, and how to open the dashboard."""
+    facts: Facts = [("record", str(folder))]
+    if outcome.hint and not outcome.warning:
+        facts += [("dashboard", outcome.hint)]
+    return facts
+
+
 def markdown_facts(title: str, facts: Facts) -> str:
     """The same as Markdown. The first line is the answer: MLflow's lists show no more."""
     answer = dict(facts).get("gradient error, last", "")
@@ -157,32 +202,49 @@ COMPARE_COLUMNS = ("gradient", "relative error", "worst component", "program err
 
 
 def compare_cells(row: dict[str, Any], forward_ms: float | None) -> list[str]:
-    """One strategy's row."""
+    """One strategy's row, without its remark."""
     check, cost = row["gradient_check"], row["cost"] or {}
     if not check:
-        return [row["label"], "-", "-", "-", "-", "-", "-", row["remark"] or row["status"]]
+        return [row["label"], row["status"], *["-"] * 5]
     worst = check["worst"] or {}
     ratio = cost["gradient_ms"] / forward_ms if forward_ms and cost.get("gradient_ms") else None
     memory = cost["memory_bytes"] / 2**20 if cost.get("memory_bytes") is not None else None
-    component = f"{worst['leaf']}{worst['index']}: {number(worst['relative_error'])}" if worst else "-"
+    component = f"{number(worst['relative_error'])} in {worst['leaf']}" if worst.get("leaf") else "-"
     return [row["label"], row["error_text"], component, number(check["program_error"]), number(ratio),
-            number(cost.get("compile_s")), number(memory), row["remark"] or ""]  # fmt: skip
+            number(cost.get("compile_s")), number(memory)]  # fmt: skip
+
+
+def numbered_remarks(rows: list[dict[str, Any]]) -> list[str]:
+    """Every different remark once, in the order of the rows: they stand below the table."""
+    return list(dict.fromkeys(row["remark"] for row in rows if row["remark"]))
+
+
+def compare_caption(content: dict[str, Any], forward_ms: float | None) -> str:
+    """What all rows share."""
+    reference = content["reference"] or {}
+    forward = f"Forward solve {number(forward_ms)} ms. " if forward_ms else ""
+    truth = f"Ground truth: {reference.get('how')}, uncertainty {number(reference.get('uncertainty'))}. "
+    return f"{forward}{truth}Best trade of error and time first."
 
 
 def print_compare(title: str, rows: list[dict[str, Any]], forward_ms: float | None, caption: str) -> None:
-    """The table of a comparison."""
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    """The table of a comparison; remarks are numbered and stand below it."""
+    table = Table(title=title, title_justify="left")
     for i, name in enumerate(COMPARE_COLUMNS):
-        table.add_column(name, overflow="fold", justify="left" if i in (0, 1, 2, 7) else "right")
+        table.add_column(name, overflow="fold", no_wrap=i < 2, justify="left" if i < 3 else "right")
+    remarks = numbered_remarks(rows)
     for row in rows:
-        table.add_row(*compare_cells(row, forward_ms))
+        mark = str(remarks.index(row["remark"]) + 1) if row["remark"] else ""
+        table.add_row(*compare_cells(row, forward_ms), mark)
     console().print(table)
+    for i, remark in enumerate(remarks):
+        console().print(f"{i + 1} {remark}", highlight=False)
+    console().print(caption, highlight=False)
 
 
 def markdown_compare(title: str, rows: list[dict[str, Any]], forward_ms: float | None, caption: str) -> str:
     """The table of a comparison as Markdown."""
     head = "| " + " | ".join(COMPARE_COLUMNS) + " |\n|" + "---|" * len(COMPARE_COLUMNS)
-    body = "\n".join(
-        "| " + " | ".join(x.replace("|", "/") for x in compare_cells(row, forward_ms)) + " |" for row in rows
-    )
+    cells = [[*compare_cells(row, forward_ms), row["remark"] or ""] for row in rows]
+    body = "\n".join("| " + " | ".join(x.replace("|", "/") for x in row) + " |" for row in cells)
     return f"{title}: best {rows[0]['label'] if rows else 'none'}\n\n{head}\n{body}\n\n{caption}\n"

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import equinox as eqx
 from jaxtyping import PyTree
 
-from implicitexp import record
+from implicitexp import record, solvers, tracing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,23 +62,47 @@ def of_training(training: "Training", status: str) -> dict[str, Any]:
     first, last = training.checks[:1], training.checks[-1:]
     parameters = record.flat_or_file(training.state.params, "params.npz")
     return header(training.settings, status, training.step, training.fault) | {
-        "solver": training.solvers_used(),
+        "solver": solvers_used(training.experiment, training.state.params, training.key),
         "loss": {"first": _of(first, lambda c: c.loss), "last": _of(last, lambda c: c.loss)},
         "metrics": training.evaluation,
         "params": parameters,
-        "gradient_check": {"first": _of(first, lambda c: c.as_dict()), "last": _of(last, lambda c: c.as_dict())},
-        "reference": _of(first, lambda c: c.reference_dict()),
+        "gradient_check": {
+            "first": _of(first, lambda c: c.check.as_dict()),
+            "last": _of(last, lambda c: c.check.as_dict()),
+        },
+        "reference": _of(first, lambda c: c.reference.as_dict()),
         "cost": training.cost.as_dict() if training.cost else None,
     }
+
+
+def solvers_used(experiment: Any, params: PyTree, key: Any) -> dict[str, Any]:
+    """Kind of equation -> the solver that this problem uses for it, and its options."""
+    batch = eqx.filter_eval_shape(experiment.problem.batch, key)
+    used = tracing.uses(experiment.problem, params, batch)
+    return {u.kind: record.described(solvers.for_kind(u.pinned or experiment.solver, u.kind)) for u in used}
+
+
+def last_metrics(content: dict[str, Any]) -> dict[str, float]:
+    """What MLflow shows in a column beside the curves: the cost, and the error at the first parameters."""
+    cost, first = content["cost"] or {}, content["gradient_check"]["first"] or {}
+    metrics = {f"cost/{name}": value for name, value in cost.items()}
+    metrics["grad/first_relative_error"] = first.get("relative_error")
+    return {name: float(value) for name, value in metrics.items() if value is not None}
 
 
 def _of(checks: list[Any], what: Any) -> Any:
     return what(checks[0]) if checks else None
 
 
-def begin(settings: "Settings", tracker: Any, parent: Any = None, name: str | None = None) -> Any:
+def begin(
+    settings: "Settings",
+    tracker: Any,
+    parent: Any = None,
+    name: str | None = None,
+    config: dict[str, Any] | None = None,
+) -> Any:
     """Open the run in the tracker: flat configuration, versions, commit, hash and device."""
-    config = settings.config
+    config = settings.config if config is None else config
     tags = {
         "config_hash": record.config_hash(config),
         "git_commit": record.git_commit() or "",

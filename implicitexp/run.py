@@ -1,7 +1,6 @@
 """The loop of a run, top to bottom: update, log, check the gradient, stop, record."""
 
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -14,15 +13,18 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from implicitexp import prepare, report, result
+from implicitexp import figures, prepare, report, result
 from implicitexp.checking import Checked, Checker
+from implicitexp.cost import Cost
+from implicitexp.device import current, describe
 from implicitexp.experiment import CHUNK, FAULTS, Experiment, State, advance, answers
 from implicitexp.record import Folder
-from implicitexp.reference import ReferenceSettings
+from implicitexp.reference import Referee, ReferenceSettings
 from implicitexp.result import RunResult
 from implicitexp.solving import Solve
 
 SECONDS_A_CHUNK = 0.5  # between two looks at the clock, the keyboard and the progress bar
+SECONDS_FOR_TRACKER = 60.0  # to wait at the end for what is still on its way into MLflow
 CHECKS = 10  # in a run, when `check_every` is not given
 
 
@@ -47,6 +49,10 @@ class Settings:
     clip_norm: float | None = None
     task: str = "train"
 
+    def device_name(self) -> str:
+        """The device that computes."""
+        return describe(current())
+
     def reference(self) -> ReferenceSettings:
         return ReferenceSettings(target=self.target, max_seconds=self.max_seconds)
 
@@ -60,7 +66,9 @@ class Training:
 
     def __init__(self, experiment: Experiment, state: State, key: Any, settings: Settings):
         self.experiment, self.state, self.key, self.settings = experiment, state, key, settings
-        self.checker = Checker(experiment, key, settings.reference())
+        referee = Referee(experiment.problem, experiment.solver, settings.reference())
+        self.checker = Checker(experiment, key, referee)
+        self.cost: Cost | None = None
         self.history: list[dict[str, Any]] = []
         self.checks: list[Checked] = []
         self.evaluation: dict[str, float] = {}
@@ -140,7 +148,7 @@ def train(problem: Any, solver: Any, gradient: Any, optimizer: Any, settings: Se
     )
     training = Training(experiment, state, key, settings)
     prepare.refuse_bad_start(experiment, training.checker.evaluation(state.params, 0))
-    threading.Thread(target=report.warm_up, daemon=True).start()
+    threading.Thread(target=figures.warm_up, daemon=True).start()
 
     folder = Folder(settings.folder, settings.config)
     tracked = result.begin(settings, tracker)
@@ -159,6 +167,7 @@ def _loop(training: Training, folder: Folder, tracked: Any, bar: Any) -> tuple[s
 
     try:
         training.check()
+        training.cost = training.checker.cost(training.state.params, 0)
         while training.step < steps and training.fault is None:
             log(training.advance())
             bar.update(training)
@@ -199,17 +208,22 @@ def terminable() -> Iterator[None]:
 
 def _close(training: Training, folder: Folder, tracked: Any, tracker: Any, status: str, exit_status: int) -> RunResult:
     """Figures, parameters, result, tracking; the table on the terminal."""
-    params = training.state.params
+    settings, params = training.settings, training.state.params
     folder.save_params(params)
-    figures = [("run", lambda: report.run_figure(training.history, training.settings))]
-    solve = Solve(training.experiment.solver, training.experiment.gradient)
+    warnings = [figures.drawn(folder, "run", lambda: figures.run_figure(training.history, title_of(settings)))]
     if status != "killed":
-        figures.append(("answer", lambda: training.experiment.problem.figure(params, solve)))
-    warnings = [w for name, draw in figures if (w := report.drawn(folder, name, draw))]
+        solve = Solve(training.experiment.solver, training.experiment.gradient)
+        warnings.append(figures.drawn(folder, "answer", lambda: training.experiment.problem.figure(params, solve)))
     content = result.of_training(training, status)
     folder.finish(content)
-    outcome = result.finish(tracked, tracker, folder, content, status)
-    done = RunResult(content, params, training.history, folder.path, exit_status)
-    report.print_training(done, training, outcome, warnings)
-    sys.stdout.flush()
-    return done
+    facts = report.training_facts(training, content)
+    note = report.markdown_facts(title_of(settings), facts)
+    result.finish(tracked, folder, note, result.last_metrics(content), training.step, status)
+    outcome = tracker.close(SECONDS_FOR_TRACKER if status == "finished" else SECONDS_FOR_TRACKER / 4)
+    report.print_training(title_of(settings), facts, folder.path, outcome, warnings)
+    return RunResult(content, params, training.history, folder.path, exit_status)
+
+
+def title_of(settings: Settings) -> str:
+    """What a run is called in its table, figures and record."""
+    return f"{settings.problem}, gradient={settings.gradient}, {settings.precision}"
