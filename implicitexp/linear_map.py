@@ -26,13 +26,14 @@ def linear_map(
     residuals: PyTree,
     tangents: PyTree,
     like: PyTree,
+    check: Callable[[], None] = lambda: None,
 ) -> PyTree:
     """`push(residuals, tangents)`, a map linear in `tangents`, whose transpose is `pull(residuals, cotangents)`.
 
     Both functions close over nothing that is traced: whatever they need is in `residuals` (a pytree of arrays). `like`
     has the shapes of the result: neither function is traced before it is needed, since each may hold a whole solve.
     The transpose is what `pull` says: it may compute more than `push` needs (a statistic of the backward solve as
-    the cotangent of an input that `push` ignores).
+    the cotangent of an input that `push` ignores). `check` is called when the transpose is asked for, and may raise.
     """
     flat_residuals, residuals_tree = jax.tree.flatten(residuals)
     flat_tangents, tangents_tree = jax.tree.flatten(tangents)
@@ -53,6 +54,7 @@ def linear_map(
         pull=flat_pull,
         count=len(flat_residuals),
         shapes=tuple((jnp.shape(x), jnp.result_type(x)) for x in flat_like),
+        check=check,
     )
     return out_tree.unflatten(out)
 
@@ -79,16 +81,17 @@ def _jvp(primals, tangents, *, push, count, **rest):
     return out, out_tangents
 
 
-def _transpose(cotangents, *operands, push, pull, count, shapes):
+def _transpose(cotangents, *operands, push, pull, count, shapes, check):
     del shapes
+    check()
     residuals = list(operands[:count])
     moving = tuple((x.aval.shape, x.aval.dtype) for x in operands[count:])
     instantiated = [ad.instantiate_zeros(c) for c in cotangents]
-    out = _linear_map_p.bind(*residuals, *instantiated, push=pull, pull=push, count=count, shapes=moving)
+    out = _linear_map_p.bind(*residuals, *instantiated, push=pull, pull=push, count=count, shapes=moving, check=check)
     return [None] * count + list(out)
 
 
-def _batch(operands, dims, *, push, pull, count, shapes):
+def _batch(operands, dims, *, push, pull, count, shapes, check):
     """Every tangent gets the batch axis (None: it has none). Broadcasting is linear, so that an input shared by all
     lanes, such as the tap, receives the sum of its cotangents from JAX's own rule."""
     size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
@@ -105,7 +108,9 @@ def _batch(operands, dims, *, push, pull, count, shapes):
         return mapped
 
     lanes = tuple(((size, *shape), dtype) for shape, dtype in shapes)
-    out = _linear_map_p.bind(*moved, push=over_lanes(push), pull=over_lanes(pull), count=count, shapes=lanes)
+    out = _linear_map_p.bind(
+        *moved, push=over_lanes(push), pull=over_lanes(pull), count=count, shapes=lanes, check=check
+    )
     return out, [0] * len(out)
 
 

@@ -20,7 +20,7 @@ from implicitexp import solvers
 from implicitexp.equations import ODE, AbstractEquation, FixedPoint, Integral, Root, Solution, Stats
 from implicitexp.errors import Unsupported
 from implicitexp.linear_map import linear_map
-from implicitexp.strategies.base import AbstractStrategy, Backward, Call, Split, differentiable
+from implicitexp.strategies.base import KIND_WORDS, AbstractStrategy, Backward, Call, Split, differentiable
 from implicitexp.strategies.implicit import Implicit
 
 TAP_KEYS = (
@@ -53,18 +53,20 @@ def solve(
     """Solve an equation; the value is differentiable by the given strategy.
 
     **Arguments:** `equation`: `Root`, `FixedPoint`, `ODE` or `Integral`. `args`: any pytree, handed to the equation's
-    function. `solver`: one of `implicitexp.solvers` (default `Auto()`; a kind that it cannot solve gets its default).
+    function. `solver`: one of `implicitexp.solvers` that solves this kind (default `Auto()`: each kind's default).
     `gradient`: one of `implicitexp.strategies` (default `Implicit()`). `tap`: see `zero_tap`.
 
     **Returns** `Solution(value, stats)`; `stats` has `converged` (bool) and `steps` (int32). Where a solve did not
     converge, value and gradient are NaN, in that lane of a vmap only.
 
-    **Raises** `Unsupported` if the strategy is not defined for this kind, if the function's result does not fit, or if
-    something would be differentiated that cannot be.
+    **Raises** `Unsupported` if solver or strategy is not defined for this kind, if the function's result does not fit,
+    or if something would be differentiated that cannot be.
     """
     if not isinstance(equation, AbstractEquation):
         raise Unsupported(f"solve() takes a Root, FixedPoint, ODE or Integral, not {type(equation).__name__}.")
     gradient = Implicit() if gradient is None else gradient
+    if equation.kind not in solvers.kinds_of(solver):
+        raise wrong_solver(solver, equation.kind)
     method = solvers.for_kind(solver, equation.kind)
     cell = gradient.cell(equation.kind, method)
     call = Call(*canonical(equation, args), method)
@@ -81,9 +83,17 @@ class Solve(eqx.Module):
     tap: Any = None
 
     def __call__(self, equation: AbstractEquation, args: PyTree = None, *, solver: Any = None) -> Solution:
-        """Solve; `solver` given here is part of the model and stands before the experiment's."""
-        chosen = self.solver if solver is None else solver
+        """Solve; `solver` given here is part of the model and stands before the experiment's, which is for the kinds
+        that it solves: others get their default."""
+        chosen = solvers.for_kind(self.solver, equation.kind) if solver is None else solver
         return solve(equation, args, solver=chosen, gradient=self.gradient, tap=self.tap)
+
+
+def wrong_solver(solver: Any, kind: str) -> Unsupported:
+    """The error for a solver of another kind of equation."""
+    able = ", ".join(c.__name__ for c in solvers.SOLVERS if c.kind == kind)
+    name = type(solver).__name__
+    return Unsupported(f"{name} solves {KIND_WORDS[solver.kind]}, not {KIND_WORDS[kind]}; use Auto, {able}.")
 
 
 # -- the derivative rule ----------------------------------------------------------------------------------------------
@@ -138,7 +148,10 @@ def _tangent_map(cell, residuals, value, stats: Stats, tangents: list, tap_tange
         kinds = [jnp.asarray(t).dtype for t in tap_tangents]
         return moved, [c.astype(k) for c, k in zip(jax.tree.leaves(counts), kinds, strict=True)]
 
-    return linear_map(push, pull, (arrays, stats), (tangents, tap_tangents), like=value)
+    def check():
+        cell.check_reverse(sum(t.size for t in tangents))
+
+    return linear_map(push, pull, (arrays, stats), (tangents, tap_tangents), like=value, check=check)
 
 
 def _statistics(stats: Stats, backward: Backward) -> Tap:
@@ -239,7 +252,9 @@ def _converted(fn: Callable, name: str, fits: PyTree, *example: PyTree) -> Calla
     with inside_equation():
         converted = eqx.filter_closure_convert(fn, *example)
     out = converted.out_struct
-    if not all(hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(out)):
+    if not all(
+        isinstance(x, jax.ShapeDtypeStruct) and jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(out)
+    ):
         raise Unsupported(f"{name} must return floating point arrays, not {out}.")
     if fits is not None:
         want = jax.tree.map(lambda x: (x.shape, x.dtype.name), fits)

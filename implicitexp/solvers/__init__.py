@@ -5,6 +5,7 @@ from .algebraic import Dogleg as Dogleg
 from .algebraic import Newton as Newton
 from .algebraic import Picard as Picard
 from .anderson import AndersonAcceleration as AndersonAcceleration
+from .auto import SOLVERS as SOLVERS
 from .auto import Auto as Auto
 from .auto import for_kind as for_kind
 from .auto import kinds_of as kinds_of

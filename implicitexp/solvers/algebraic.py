@@ -52,6 +52,9 @@ class AbstractIteration(AbstractSolver):
     def tolerances(self, y: PyTree) -> tuple[Any, Any]:
         return resolve_tolerance(self.rtol, y), resolve_tolerance(self.atol, y)
 
+    def noise(self, like):
+        return resolve_tolerance(self.rtol, like)
+
     def run(self, equation: Any, args: PyTree, loop: Loop) -> tuple[PyTree, Stats]:
         method = self.method(*self.tolerances(equation.y0))
         find = optx.root_find if self.kind == "root" else optx.fixed_point

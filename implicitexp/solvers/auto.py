@@ -6,10 +6,12 @@ import equinox as eqx
 
 from implicitexp.equations import KINDS
 
-from .algebraic import Anderson, Newton
+from .algebraic import Anderson, Dogleg, Newton, Picard
 from .base import AbstractSolver, NotConverged, Tolerance
-from .integral import GaussKronrod
-from .ode import Tsit5
+from .integral import GaussKronrod, TanhSinh
+from .ode import Dopri8, Euler, Kvaerno5, Tsit5
+
+SOLVERS = (Newton, Dogleg, Picard, Anderson, Euler, Tsit5, Dopri8, Kvaerno5, GaussKronrod, TanhSinh)
 
 DEFAULTS: dict[str, Any] = {
     "root": Newton,

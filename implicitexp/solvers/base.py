@@ -1,14 +1,14 @@
 """What all solvers share: tolerances by precision, and the loops that a strategy can ask a solver to run in."""
 
 import abc
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from implicitexp.equations import AbstractEquation, Stats
+from implicitexp.equations import Stats
 
 DEFAULT_TOLERANCE = {"float32": 1e-5, "float64": 1e-8}  # relative and absolute: about eps^(3/4) and sqrt(eps)
 
@@ -39,6 +39,10 @@ class AbstractSolver(eqx.Module):
     def run(self, equation: Any, args: PyTree, loop: Loop) -> tuple[PyTree, Stats]:
         """Solve. The value may be garbage where `Stats.converged` is false: whoever calls this puts NaN there."""
 
+    @abc.abstractmethod
+    def noise(self, like: PyTree) -> Any:
+        """The relative error that a solve in the precision of `like` leaves: its tolerance; 0 if it has none."""
+
 
 def resolve_tolerance(value: Any, like: PyTree) -> Any:
     """`value`, or the default of the precision in which `like` is computed (float16 counts as float32)."""
@@ -66,9 +70,4 @@ def stats(converged: Array, steps: Any, value: PyTree) -> Stats:
     return Stats(converged=jnp.asarray(converged) & all_finite(value), steps=jnp.asarray(steps, jnp.int32))
 
 
-def kind_of(equation: AbstractEquation) -> str:
-    return equation.kind
-
-
 Tolerance = float | Array | None
-Kind = ClassVar[str]

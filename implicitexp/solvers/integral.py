@@ -9,12 +9,16 @@ import jax
 import jax.numpy as jnp
 import quadax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from implicitexp.adjoints.quadrature import UnrolledAdjoint
 from implicitexp.equations import Integral, Stats
 
-from .base import AbstractSolver, Loop, NotConverged, Tolerance, resolve_tolerance, stats
+from .base import AbstractSolver, Loop, NotConverged, Tolerance, all_finite, dtype_of, resolve_tolerance, stats
+
+# Of eps. Quadax's error estimate has a floor of 50 eps times the integral of |f|, and ends with the status "round-off"
+# below twice that floor, however good the value is.
+SMALLEST_TOLERANCE = 200.0
 
 
 class AbstractQuadrature(AbstractSolver):
@@ -43,7 +47,7 @@ class AbstractQuadrature(AbstractSolver):
         max_steps: int | None = None,
     ) -> tuple[PyTree, Stats]:
         """The integral and its statistics. `rtol` and `atol` given here stand before the solver's own."""
-        lower, upper = jnp.asarray(lower), jnp.asarray(upper)
+        lower, upper = _movable(jnp.asarray(lower)), _movable(jnp.asarray(upper))
         example = jax.eval_shape(integrand, lower, args)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), example)
         unravel = ravel_pytree(zeros)[1]
@@ -56,8 +60,8 @@ class AbstractQuadrature(AbstractSolver):
             flat_integrand,
             jnp.stack([lower, upper]),
             tuple(leaves),
-            epsabs=resolve_tolerance(self.atol if atol is None else atol, zeros),
-            epsrel=resolve_tolerance(self.rtol if rtol is None else rtol, zeros),
+            epsabs=_tolerance(self.atol if atol is None else atol, zeros),
+            epsrel=_tolerance(self.rtol if rtol is None else rtol, zeros),
             max_ninter=self.max_steps if max_steps is None else max_steps,
             order=self.order,
             adjoint=adjoint,
@@ -65,12 +69,29 @@ class AbstractQuadrature(AbstractSolver):
             full_output=True,
         )
         value = unravel(total)
-        return value, stats(info.status == quadax.STATUS.normal, info.info["ninter"], value)
+        # Quadax replaces NaN by zero: an integral of NaN would be 0, converged.
+        known = all_finite((integrand, args))
+        return value, stats((info.status == quadax.STATUS.normal) & known, info.info["ninter"], value)
+
+    def noise(self, like):
+        return resolve_tolerance(self.rtol, like)
 
     def run(self, equation: Integral, args: PyTree, loop: Loop) -> tuple[PyTree, Stats]:
         """The adaptive rule; a checkpointed loop is unrolled, a plain one keeps its mesh when it is differentiated."""
         adjoint = UnrolledAdjoint() if loop.kind == "checkpointed" else quadax.DirectAdjoint()
         return self.integrate(equation.integrand, equation.lower, equation.upper, args, adjoint=adjoint)
+
+
+def _tolerance(value: Any, like: PyTree) -> Any:
+    """`value`, or the default of the precision, but not below what Quadax can tell from round-off in float32."""
+    if value is not None:
+        return value
+    return max(resolve_tolerance(None, like), SMALLEST_TOLERANCE * float(jnp.finfo(dtype_of(like)).eps))
+
+
+def _movable(limit: Array) -> Array:
+    """A limit at infinity does not move: its derivative is zero, not the NaN of the substitution that maps it."""
+    return jnp.where(jnp.isinf(limit), jax.lax.stop_gradient(limit), limit)
 
 
 class GaussKronrod(AbstractQuadrature):

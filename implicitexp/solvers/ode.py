@@ -95,6 +95,9 @@ class Euler(AbstractODESolver):
     def controller(self, y0, rtol=None, atol=None):
         return dfx.ConstantStepSize()
 
+    def noise(self, like):
+        return 0.0
+
 
 class AbstractAdaptive(AbstractODESolver):
     """A Runge-Kutta method with an embedded error estimate; steps by a PI controller."""
@@ -106,6 +109,9 @@ class AbstractAdaptive(AbstractODESolver):
         rtol = resolve_tolerance(self.rtol if rtol is None else rtol, y0)
         atol = resolve_tolerance(self.atol if atol is None else atol, y0)
         return dfx.PIDController(rtol=rtol, atol=atol)
+
+    def noise(self, like):
+        return resolve_tolerance(self.rtol, like)
 
 
 class Tsit5(AbstractAdaptive):

@@ -7,4 +7,5 @@ from .finite_difference import FiniteDifference as FiniteDifference
 from .forward import Forward as Forward
 from .forward import ProgramTangent as ProgramTangent
 from .implicit import Implicit as Implicit
+from .per_kind import PerKind as PerKind
 from .unroll import Unroll as Unroll

@@ -17,7 +17,7 @@ from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import stats
 
 from .base import AbstractCell, AbstractStrategy, Backward, Split, normalized, scaled
-from .forward import SensitivityCell
+from .forward import Directions, SensitivityCell
 from .implicit import linearization
 
 
@@ -102,7 +102,7 @@ class ContinuousCell(AbstractCell):
         return value, stats(converged, steps, value), (split, value, mesh)
 
     def push(self, residuals, tangents: list[Array]) -> PyTree:
-        return SensitivityCell().push(residuals[0], tangents)
+        return SensitivityCell(Directions()).push(residuals[0], tangents)
 
     def pull(self, residuals, cotangent: PyTree):
         split, value, mesh = residuals
@@ -198,13 +198,15 @@ def edges(split: Split, theta: list[Array]) -> PyTree:
     call = split.call()
     moved = split.call(theta).equation
 
-    def one(limit, moving):
+    def one(limit, other, moving):
         finite = jnp.isfinite(limit)
-        slope = call.equation.integrand(jnp.where(finite, limit, 0), call.args)
+        inside = jnp.where(finite, limit, jnp.where(jnp.isfinite(other), other, 0))
+        slope = call.equation.integrand(inside, call.args)
         shift = jnp.where(finite, moving, 0)
-        return jax.tree.map(lambda g: g * shift.astype(g.dtype), slope)
+        return jax.tree.map(lambda g: jnp.where(finite, g, 0) * shift.astype(g.dtype), slope)
 
-    upper, lower = one(call.equation.upper, moved.upper), one(call.equation.lower, moved.lower)
+    lower, upper = call.equation.lower, call.equation.upper
+    upper, lower = one(upper, lower, moved.upper), one(lower, upper, moved.lower)
     return jax.tree.map(jnp.subtract, upper, lower)
 
 

@@ -106,6 +106,12 @@ class AbstractCell(eqx.Module):
     def pull(self, residuals: PyTree, cotangent: PyTree) -> tuple[list[Array], Backward]:
         """-> cotangents of theta, and what is known of the backward solve."""
 
+    def check_reverse(self, numbers: int) -> None:  # noqa: B027 (most cells refuse nothing)
+        """Called when `pull` is asked for, before it is traced, for a theta of that many numbers.
+
+        **Raises** `Unsupported` where reverse mode is refused.
+        """
+
 
 class AbstractStrategy(eqx.Module):
     """A gradient strategy: how to differentiate, as a value."""

@@ -5,26 +5,27 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from implicitexp.solvers.base import DEFAULT_TOLERANCE, dtype_of
+from implicitexp.solvers.base import dtype_of
 
 from .base import AbstractCell, AbstractStrategy, Backward, Split, norm
-from .forward import pull_by_basis
+from .forward import Directions, pull_along
 
 
 class FiniteDifference(AbstractStrategy):
     """Central differences. `step` is relative to the size of what is moved; None: max(eps, rtol)^(1/3), since on an
     adaptive solver the noise is the tolerance and not the rounding. `factor` multiplies the step (half and twice the
-    step tell how much the choice matters). `directions`: as for `forward`.
+    step tell how much the choice matters). `directions`, `key`: as for `forward`.
     """
 
     step: Any = None
-    factor: float = 1.0
+    factor: Any = 1.0
     directions: int | None = eqx.field(static=True, default=None)
+    key: PRNGKeyArray | None = None
 
     def cell(self, kind, solver) -> AbstractCell:
-        return DifferenceCell(self.step, self.factor, getattr(solver, "rtol", None))
+        return DifferenceCell(self.step, self.factor, Directions(self.directions, self.key))
 
 
 class DifferenceCell(AbstractCell):
@@ -32,36 +33,43 @@ class DifferenceCell(AbstractCell):
 
     step: Any
     factor: Any
-    rtol: Any
+    directions: Directions
 
     def linearize(self, split: Split):
         value, stats = split.call().run()
         return value, stats, split
 
     def push(self, residuals, tangents: list[Array]) -> PyTree:
-        """Scaled so that the largest relative movement of a leaf is the step."""
-        theta = residuals.theta
-        if not theta:
-            shape = jax.eval_shape(lambda: residuals.call().run()[0])
-            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
-        h = self._relative_step(theta) / _largest(theta, tangents)
+        return self._difference(residuals, tangents)[0]
 
-        def moved(sign):
-            return residuals.call([x + (sign * h).astype(x.dtype) * t for x, t in zip(theta, tangents, strict=True)])
-
-        (plus, p), (minus, m) = moved(1.0).run(), moved(-1.0).run()
-        bad = jnp.where(p.converged & m.converged, 1, jnp.nan)
-        return jax.tree.map(lambda a, b: (a - b) / (2 * h).astype(a.dtype) * bad.astype(a.dtype), plus, minus)
+    def check_reverse(self, numbers: int) -> None:
+        self.directions.check("finite_difference", numbers)
 
     def pull(self, residuals, cotangent: PyTree):
-        return pull_by_basis(lambda t: self.push(residuals, t), residuals.theta, cotangent), Backward.exact()
+        return pull_along(self.directions, lambda t: self._difference(residuals, t), residuals.theta, cotangent)
 
-    def _relative_step(self, theta: list[Array]) -> Array:
+    def _difference(self, split: Split, tangents: list[Array]) -> tuple[PyTree, Backward]:
+        """Scaled so that the largest relative movement of a leaf is the step."""
+        theta = split.theta
+        if not theta:
+            shape = jax.eval_shape(lambda: split.call().run()[0])
+            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape), Backward.exact()
+        h = self._relative_step(split) / _largest(theta, tangents)
+
+        def moved(sign):
+            return split.call([x + (sign * h).astype(x.dtype) * t for x, t in zip(theta, tangents, strict=True)])
+
+        (plus, p), (minus, m) = moved(1.0).run(), moved(-1.0).run()
+        converged = p.converged & m.converged
+        bad = jnp.where(converged, 1, jnp.nan)
+        tangent = jax.tree.map(lambda a, b: (a - b) / (2 * h).astype(a.dtype) * bad.astype(a.dtype), plus, minus)
+        return tangent, Backward(converged, p.steps + m.steps, jnp.zeros(()))
+
+    def _relative_step(self, split: Split) -> Array:
         if self.step is not None:
             return jnp.asarray(self.step * self.factor)
-        dtype = dtype_of(theta)
-        rtol = DEFAULT_TOLERANCE["float64" if dtype == jnp.float64 else "float32"] if self.rtol is None else self.rtol
-        return jnp.maximum(jnp.finfo(dtype).eps, rtol) ** (1 / 3) * self.factor
+        eps = jnp.finfo(dtype_of(split.theta)).eps
+        return jnp.maximum(eps, split.call().solver.noise(split.theta)) ** (1 / 3) * self.factor
 
 
 def _largest(theta: list[Array], tangents: list[Array]) -> Array:

@@ -1,51 +1,102 @@
 """`forward`: forward mode, carried to reverse by the Jacobian."""
 
-from typing import Any
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from implicitexp.adjoints.linear import LinearSolve
 from implicitexp.adjoints.sensitivity import sensitivities
-from implicitexp.solvers.base import PLAIN
+from implicitexp.errors import Unsupported
+from implicitexp.solvers.base import PLAIN, all_finite
 
-from .base import AbstractCell, AbstractStrategy, Backward, Split
+from .base import MAX_PARAMETERS, AbstractCell, AbstractStrategy, Backward, Split
 from .implicit import ImplicitCell
 from .unroll import forward_through
+
+
+class Directions(eqx.Module):
+    """Along which directions of theta a Jacobian is carried: all (`count` None), or `count` random ones.
+
+    Random ones have entries +1 and -1 (M. F. Hutchinson 1990), so the mean of <c, J v> v over them is an unbiased
+    estimate of J^T c. The same key gives the same directions.
+    """
+
+    count: int | None = eqx.field(static=True, default=None)
+    key: PRNGKeyArray | None = None
+
+    def __check_init__(self):
+        if self.count is not None and self.count < 1:
+            raise Unsupported(f"directions={self.count} must be at least 1, or None for every number.")
+
+    def check(self, name: str, numbers: int) -> None:
+        """**Raises** `Unsupported` if reverse mode would need more solves than anybody wants."""
+        if self.count is None and numbers > MAX_PARAMETERS:
+            raise Unsupported(
+                f"{name} under jax.grad costs a tangent for each of the {numbers} numbers that this solve is "
+                f"differentiated by, and is refused above {MAX_PARAMETERS}: use adjoint, implicit or unroll, or "
+                f"{name} with directions=8 (an unbiased estimate along 8 random directions)."
+            )
+
+    def of(self, theta: list[Array]) -> tuple[Float[Array, "directions n"], Callable]:
+        """The directions as rows, and what makes a row a tangent of theta."""
+        flat, unravel = jax.flatten_util.ravel_pytree(theta)
+        if self.count is None:
+            return jnp.eye(flat.size, dtype=flat.dtype), unravel
+        key = jax.random.key(0) if self.key is None else self.key
+        return jax.random.rademacher(key, (self.count, flat.size), flat.dtype), unravel
+
+    def combine(self, rows: Float[Array, "directions n"], products: Float[Array, " directions"]) -> Float[Array, " n"]:
+        """J^T c from <c, J v> for every row v."""
+        products = products.astype(rows.dtype)
+        return products if self.count is None else products @ rows / self.count
 
 
 class Forward(AbstractStrategy):
     """Forward mode: implicit differentiation (root, fixed point), forward sensitivities with the tangents in the
     error test (ODE), forward mode on the converged mesh (integral).
 
-    Under `jax.grad` it carries the Jacobian, a tangent for each number that is differentiated. `directions`: train on
-    the mean of that many random directional derivatives instead (needed above MAX_PARAMETERS parameters).
+    Under `jax.grad` it carries the Jacobian, a tangent for each number that is differentiated. `directions`: the mean
+    of that many random directional derivatives instead, drawn with `key` (None: `jax.random.key(0)`); needed above
+    MAX_PARAMETERS numbers in one solve.
     """
 
     directions: int | None = eqx.field(static=True, default=None)
+    key: PRNGKeyArray | None = None
 
     def cell(self, kind, solver) -> AbstractCell:
-        return {"ode": SensitivityCell, "integral": TangentCell}.get(kind, ImplicitTangentCell)()
+        directions = Directions(self.directions, self.key)
+        return {"ode": SensitivityCell, "integral": TangentCell}.get(kind, ImplicitTangentCell)(directions)
 
 
-def pull_by_basis(push: Any, theta: list[Array], cotangent: PyTree) -> list[Array]:
-    """The transpose of `push` by its columns: <cotangent, push(e_i)> for every number of theta."""
+Push = Callable[[list[Array]], tuple[PyTree, Backward]]
+
+
+def pull_along(
+    directions: Directions, push: Push, theta: list[Array], cotangent: PyTree
+) -> tuple[list[Array], Backward]:
+    """The transpose of `push` by its columns: <cotangent, push(v)> for every direction v of theta."""
     if not theta:
-        return []
-    flat, unravel = jax.flatten_util.ravel_pytree(theta)
+        return [], Backward.exact()
+    rows, unravel = directions.of(theta)
 
-    def column(direction):
-        products = jax.tree.map(lambda a, b: jnp.sum(a * b), push(unravel(direction)), cotangent)
-        return sum(jax.tree.leaves(products), jnp.zeros((), flat.dtype))
+    def column(row):
+        tangent, backward = push(unravel(row))
+        products = jax.tree.map(lambda a, b: jnp.sum(a * b), tangent, cotangent)
+        return sum(jax.tree.leaves(products), jnp.zeros((), rows.dtype)), backward
 
-    return unravel(jax.vmap(column)(jnp.eye(flat.size, dtype=flat.dtype)).astype(flat.dtype))
+    products, backward = jax.vmap(column)(rows)
+    total = Backward(jnp.all(backward.converged), jnp.sum(backward.steps), jnp.max(backward.residual))
+    return unravel(directions.combine(rows, products)), total
 
 
 class TangentCell(AbstractCell):
     """Forward mode through the solver's own loop."""
+
+    directions: Directions
 
     def linearize(self, split: Split):
         value, stats = split.call().run()
@@ -54,8 +105,15 @@ class TangentCell(AbstractCell):
     def push(self, residuals, tangents: list[Array]) -> PyTree:
         return forward_through(lambda theta: residuals.call(theta).run(PLAIN)[0], residuals.theta, tangents)
 
+    def check_reverse(self, numbers: int) -> None:
+        self.directions.check("forward", numbers)
+
     def pull(self, residuals, cotangent: PyTree):
-        return pull_by_basis(lambda t: self.push(residuals, t), residuals.theta, cotangent), Backward.exact()
+        def push(tangents):
+            tangent = self.push(residuals, tangents)
+            return tangent, Backward(all_finite(tangent), jnp.array(0, jnp.int32), jnp.zeros(()))
+
+        return pull_along(self.directions, push, residuals.theta, cotangent)
 
 
 class ProgramTangent(AbstractStrategy):
@@ -67,11 +125,13 @@ class ProgramTangent(AbstractStrategy):
     """
 
     def cell(self, kind, solver) -> AbstractCell:
-        return TangentCell()
+        return TangentCell(Directions())
 
 
 class ImplicitTangentCell(AbstractCell):
     """dy = -(df/dy)^-1 (df/dtheta) dtheta, a linear solve a tangent."""
+
+    directions: Directions
 
     def linearize(self, split: Split):
         return self.implicit.linearize(split)
@@ -83,13 +143,18 @@ class ImplicitTangentCell(AbstractCell):
     def push(self, residuals, tangents: list[Array]) -> PyTree:
         return self.implicit.push(residuals, tangents)
 
+    def check_reverse(self, numbers: int) -> None:
+        self.directions.check("forward", numbers)
+
     def pull(self, residuals, cotangent: PyTree):
-        theta = residuals[0].theta
-        return pull_by_basis(lambda t: self.push(residuals, t), theta, cotangent), Backward.exact()
+        split, y = residuals
+        return pull_along(self.directions, lambda t: self.implicit.tangent(split, y, t), split.theta, cotangent)
 
 
 class SensitivityCell(AbstractCell):
     """The ODE solved together with its sensitivities, all in one error test."""
+
+    directions: Directions
 
     def linearize(self, split: Split):
         value, stats = split.call().run()
@@ -98,16 +163,21 @@ class SensitivityCell(AbstractCell):
     def push(self, residuals, tangents: list[Array]) -> PyTree:
         if not tangents:
             return forward_through(lambda theta: residuals.call(theta).run(PLAIN)[0], [], [])
-        one = [t[None] for t in tangents]
-        return jax.tree.map(lambda x: x[0], sensitivities(residuals, one)[0])
+        columns, converged, _ = sensitivities(residuals, [t[None] for t in tangents])
+        return jax.tree.map(lambda x: jnp.where(converged, x[0], jnp.nan), columns)
+
+    def check_reverse(self, numbers: int) -> None:
+        self.directions.check("forward", numbers)
 
     def pull(self, residuals, cotangent: PyTree):
         if not residuals.theta:
             return [], Backward.exact()
-        flat, unravel = jax.flatten_util.ravel_pytree(residuals.theta)
-        columns, converged, steps = sensitivities(residuals, jax.vmap(unravel)(jnp.eye(flat.size, dtype=flat.dtype)))
-        products = jax.tree.map(
-            lambda s, c: jnp.tensordot(s.reshape(s.shape[0], -1), c.reshape(-1), 1), columns, cotangent
-        )
-        total = sum(jax.tree.leaves(products), jnp.zeros(flat.size, flat.dtype))
-        return unravel(total), Backward(converged, steps, jnp.zeros(()))
+        rows, unravel = self.directions.of(residuals.theta)
+        columns, converged, steps = sensitivities(residuals, jax.vmap(unravel)(rows))
+
+        def products(s, c):
+            return jnp.tensordot(s.reshape(s.shape[0], -1), c.reshape(-1), 1).astype(rows.dtype)
+
+        total = sum(jax.tree.leaves(jax.tree.map(products, columns, cotangent)), jnp.zeros(len(rows), rows.dtype))
+        backward = Backward(converged, jnp.asarray(steps, jnp.int32), jnp.zeros(()))
+        return unravel(self.directions.combine(rows, total)), backward

@@ -56,9 +56,15 @@ class ImplicitCell(AbstractCell):
         return value, stats, (split, value)
 
     def push(self, residuals, tangents: list[Array]) -> PyTree:
-        at = linearization(*residuals)
-        x, converged, _, _ = self.linear(at.dy, -at.dtheta(tangents))
-        return at.flat[1](jnp.where(converged, x, jnp.nan))
+        split, y = residuals
+        return self.tangent(split, y, tangents)[0]
+
+    def tangent(self, split: Split, y: PyTree, tangents: list[Array]) -> tuple[PyTree, Backward]:
+        """The tangent of the solution, and what is known of the linear solve."""
+        at = linearization(split, y)
+        x, converged, steps, residual = self.linear(at.dy, -at.dtheta(tangents))
+        backward = Backward(converged, steps, residual)
+        return at.flat[1](jnp.where(backward.converged, x, jnp.nan)), backward
 
     def pull(self, residuals, cotangent: PyTree):
         at = linearization(*residuals)

@@ -1,0 +1,18 @@
+"""`per_kind`: a strategy for each kind of equation."""
+
+from .adjoint import Adjoint
+from .base import AbstractCell, AbstractStrategy
+from .implicit import Implicit
+
+
+class PerKind(AbstractStrategy):
+    """Another strategy for each kind of equation, for a loss that solves several."""
+
+    root: AbstractStrategy = Implicit()
+    fixed_point: AbstractStrategy = Implicit()
+    ode: AbstractStrategy = Adjoint()
+    integral: AbstractStrategy = Implicit()
+
+    def cell(self, kind, solver) -> AbstractCell:
+        chosen = {"root": self.root, "fixed_point": self.fixed_point, "ode": self.ode, "integral": self.integral}
+        return chosen[kind].cell(kind, solver)
