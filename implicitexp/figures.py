@@ -3,6 +3,7 @@
 Without pyplot, which holds state and opens windows. Markers and line styles carry the meaning, so that grey is enough.
 """
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def drawn(folder: "Folder", name: str, draw: "Callable[[], Figure | None]") -> s
     return None
 
 
-def run_figure(history: list[dict[str, Any]], title: str, interval: bool = True) -> "Figure":
+def run_figure(history: list[dict[str, Any]], title: str) -> "Figure":
     """Loss above, relative gradient error with its uncertainty below, both over the updates."""
     from matplotlib.figure import Figure
 
@@ -73,7 +74,7 @@ def _error(axes: Any, lines: list[dict[str, Any]]) -> None:
     program = [line for line in lines if line.get("grad/program_error") is not None]
     if program:
         axes.plot([x["step"] for x in program], [x["grad/program_error"] for x in program], "s:", color="0.5",
-                  markersize=4, markerfacecolor="white", label="against the program's gradient")  # fmt: skip
+                  markersize=4, markerfacecolor="white", label="against the program's gradient, or its rounding")  # fmt: skip
     axes.plot([x["step"] for x in known], [x["reference/uncertainty"] for x in known], "--", color="0.6", linewidth=1,
               label="uncertainty of the ground truth")  # fmt: skip
     axes.legend(fontsize="small")
@@ -83,26 +84,35 @@ def compare_figure(rows: list[dict[str, Any]], title: str) -> "Figure":
     """Error against the time of a gradient, a marker a strategy: the lower left corner is best."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 4.8), layout="constrained")
+    figure = Figure(figsize=(7.4, 4.6), layout="constrained")
     axes = figure.subplots()
-    axes.set(
-        title=title,
-        xlabel="time of a gradient (ms)",
-        ylabel="relative error of the gradient",
-        xscale="log",
-        yscale="log",
-    )
-    axes.grid(color="0.9")
-    for row, marker in zip(rows, MARKERS * (1 + len(rows) // len(MARKERS)), strict=False):
-        check, cost = row["gradient_check"], row["cost"]
-        if not check or not cost or check["relative_error"] is None or not cost["gradient_ms"]:
-            continue
-        error, uncertainty = check["relative_error"], check["uncertainty"]
+    axes.set(title=title, xlabel="time of a gradient (times that of the forward solve)", xscale="log", yscale="log",
+             ylabel="relative error of the gradient")  # fmt: skip
+    axes.grid(color="0.9", which="both")
+    shown = [row for row in rows if row["gradient_check"] and row["gradient_check"]["relative_error"] is not None]
+    forward = min((row["cost"]["forward_ms"] for row in shown), default=1.0)
+    ratios = [row["cost"]["gradient_ms"] / forward for row in shown]
+    for row, ratio, marker in zip(shown, ratios, MARKERS * (1 + len(shown) // len(MARKERS)), strict=False):
+        error, uncertainty = row["gradient_check"]["relative_error"], row["gradient_check"]["uncertainty"]
         at = max(error, uncertainty)
-        axes.errorbar([cost["gradient_ms"]], [at], yerr=[[min(uncertainty, 0.9 * at)], [uncertainty]], color="0.3", capsize=3,
-                      marker=marker, markersize=8, markerfacecolor="0.0" if error > uncertainty else "white",
-                      markeredgecolor="0.0", linestyle="", label=row["label"])  # fmt: skip
-    axes.margins(0.15)
-    axes.legend(fontsize="small", title="white: not above the\nground truth's uncertainty", title_fontsize="x-small",
-                loc="center left", bbox_to_anchor=(1.0, 0.5))  # fmt: skip
+        axes.plot([ratio, ratio], [max(at - uncertainty, at / 10), at + uncertainty], "-_", color="0.4", markersize=9)
+        axes.plot([ratio], [at], marker, color="0.0", markersize=8, label=row["label"],
+                  markerfacecolor="0.0" if error > uncertainty else "white")  # fmt: skip
+    if shown:
+        axes.axhline(shown[0]["gradient_check"]["uncertainty"], color="0.6", linestyle="--", linewidth=1,
+                     label="uncertainty of the\nground truth")  # fmt: skip
+    _plain_ticks(axes, ratios)
+    axes.legend(fontsize="small", title="white: a bound", title_fontsize="small", loc="center left",
+                bbox_to_anchor=(1.0, 0.5))  # fmt: skip
     return figure
+
+
+def _plain_ticks(axes: Any, ratios: list[float]) -> None:
+    """A decade at least, and numbers such as 0.5, 2 and 20 on the axis instead of powers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    middle = math.sqrt(min(ratios) * max(ratios)) if ratios else 1.0
+    axes.set_xlim(min([0.8 * x for x in ratios] + [middle / 3]), max([1.25 * x for x in ratios] + [middle * 3]))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())

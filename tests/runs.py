@@ -1,0 +1,50 @@
+"""What the tests of the runner share: a run of a small problem, without Hydra and without MLflow."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+
+import implicitexp
+from implicitexp import problems, solvers, strategies
+from implicitexp.run import Settings, train
+from implicitexp.tracking import open_tracker
+
+ADAM = {"_target_": "optax.adam", "learning_rate": 0.05}
+SCHEMA = {
+    "schema", "status", "problem", "seed", "precision", "device", "steps", "gradient", "loss", "params", "gradient_check",
+    "reference", "cost", "error", "config_hash", "git_commit", "versions", "solver", "metrics",
+}  # fmt: skip
+CHECK = {"value", "norm", "absolute_error", "relative_error", "cosine", "program_error", "uncertainty", "resolved", "worst",
+         "remark"}  # fmt: skip
+COST = {"compile_s", "forward_ms", "gradient_ms", "memory_bytes", "solver_steps"}
+
+
+def a_run(
+    folder: Any, problem: Any = None, gradient: Any = None, optimizer: Any = None, solver: Any = None, **settings: Any
+):
+    """Train; Kepler's equation, 30 updates of Adam, implicit gradients unless told otherwise."""
+    chosen: dict[str, Any] = {"problem": "root_kepler", "gradient": "implicit", "solver": "auto", "steps": 30}
+    chosen |= {"folder": folder, "config": {"steps": 30, "optimizer": optimizer or ADAM}, "progress": False}
+    return train(
+        problems.Kepler() if problem is None else problem,
+        solvers.Auto() if solver is None else solver,
+        strategies.Implicit() if gradient is None else gradient,
+        optimizer or ADAM,
+        Settings(**(chosen | settings)),
+        open_tracker(None),
+    )
+
+
+class Cliff(implicitexp.AbstractProblem):
+    """y² + p = 0 has a root for p <= 0 only, and descent pushes p up: the solve fails after some updates."""
+
+    start: float = -1.0
+    lanes: int = eqx.field(static=True, default=0)
+
+    def init(self, key):
+        return jnp.asarray(self.start)
+
+    def loss(self, params, batch, solve):
+        equation = implicitexp.Root(lambda y, p: y**2 + p, 1.0)
+        return -params + 0 * solve(equation, params).value
