@@ -102,6 +102,9 @@ def compare_figure(rows: list[dict[str, Any]], title: str) -> "Figure":
         axes.axhline(shown[0]["gradient_check"]["uncertainty"], color="0.6", linestyle="--", linewidth=1,
                      label="uncertainty of the\nground truth")  # fmt: skip
     _plain_ticks(axes, ratios)
+    if not shown:
+        axes.text(0.5, 0.5, "no strategy gave a gradient", transform=axes.transAxes, ha="center", color="0.4")
+        return figure
     axes.legend(fontsize="small", title="white: a bound", title_fontsize="small", loc="center left",
                 bbox_to_anchor=(1.0, 0.5))  # fmt: skip
     return figure
