@@ -12,12 +12,9 @@ import copy
 import os
 import signal
 import sys
-import time
-import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2s
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +38,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import implicitexp
-from implicitexp import launch, manual, validation
+from implicitexp import folders, launch, manual, validation
 from implicitexp.errors import ConfigError
 from implicitexp.words import suggestion
 
@@ -50,15 +47,9 @@ if TYPE_CHECKING:
 
 CONFIG = "config"  # the primary configuration's name
 GROUPS = (*validation.GROUPS, "experiment")
-SHOWING = ("cfg", "info", "hydra_help", "shell_completion", "experimental_rerun")  # flags that Hydra answers itself
-INTERRUPTED = (130, 143)
-
-version.setbase("1.3")
-
-
-def unique() -> str:
-    """Six digits that tell apart runs started in the same second, on one machine or on many."""
-    return blake2s(f"{os.uname().nodename} {os.getpid()} {time.time_ns()}".encode(), digest_size=3).hexdigest()
+SHOWING = ("cfg", "info", "hydra_help", "shell_completion")  # flags that Hydra answers itself
+HYDRA = "1.3"  # whose defaults hold
+PER_KIND = "per_kind"  # the option of group `gradient` that mixes the others, so it has no row in a comparison
 
 
 @dataclass(frozen=True)
@@ -89,6 +80,10 @@ def parse(argv: list[str]) -> Command:
     if unknown:
         valid = [name for action in parser._actions for name in action.option_strings]
         raise ConfigError(f"{unknown[0]}: there is no such flag{suggestion(unknown[0], valid, 'flags')}.")
+    if flags.experimental_rerun:
+        raise ConfigError("--experimental-rerun: not here; a run is repeated by the values in its config.yaml.")
+    if (flags.resolve or flags.package) and not flags.cfg:
+        raise ConfigError("--resolve and --package say how --cfg shows a configuration; add --cfg job.")
     return Command(flags, [without_plus(text) for text in flags.overrides])
 
 
@@ -96,11 +91,6 @@ def without_plus(text: str) -> str:
     """`+problem=x` is the user's own phrase, and `problem=x` what Hydra understands."""
     override = parsed(text)
     return text.lstrip("+") if override.key_or_group in GROUPS and text.startswith("+") else text
-
-
-def plus_of(override: Override) -> str:
-    """How it was written: `+`, `++` or without."""
-    return "++" if override.is_force_add() else "+" if override.is_add() else ""
 
 
 def parsed(text: str) -> Override:
@@ -112,31 +102,24 @@ def parsed(text: str) -> Override:
         raise ConfigError(f"{text}: this cannot be read ({validation.one_line(error)}); write {example}.") from error
 
 
-def shipped() -> Path:
-    """Our own conf/: beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).parent
-    beside = package.parent / "conf"
-    return beside if (beside / f"{CONFIG}.yaml").is_file() else package / "conf"
-
-
 class Composer:
     """Composes and checks configurations, without Hydra's global state."""
 
     def __init__(
         self, config_dir: str | Path | None = None, config_name: str | None = None, primary: str | None = None
     ):
+        version.setbase(HYDRA)
         setup_globals()
-        OmegaConf.register_new_resolver("implicitexp.unique", unique, use_cache=True, replace=True)
+        OmegaConf.register_new_resolver("implicitexp.unique", folders.unique, use_cache=True, replace=True)
         self.config_name = config_name or CONFIG
-        self.search_path: ConfigSearchPath = create_config_search_path(primary or str(shipped()))
+        main = folders.shipped() if primary is None else folders.existing("--config-path", primary)
+        self.search_path: ConfigSearchPath = create_config_search_path(str(main))
         if config_dir is not None:
-            folder = Path(config_dir).absolute()
-            if not folder.is_dir():
-                raise ConfigError(f"--config-dir {config_dir}: there is no such folder ({folder}).")
-            anchor = SearchPathQuery(provider="schema")
-            self.search_path.prepend(provider="command-line", path=f"file://{folder}", anchor=anchor)
+            own = f"file://{folders.existing('--config-dir', config_dir)}"
+            self.search_path.prepend(provider="command-line", path=own, anchor=SearchPathQuery(provider="schema"))
         self.loader = ConfigLoaderImpl(self.search_path)
         self.bases: dict[tuple[str, ...], DictConfig] = {}
+        self.names: dict[tuple[str, ...], list[str]] = {}
 
     def jobs(self, command: Command) -> list[list[str]]:
         """The overrides of every job."""
@@ -151,76 +134,99 @@ class Composer:
             [x for x in overrides if not x.is_sweep_override() or x.is_discrete_sweep()], None
         )[0]
 
+    def checked_jobs(self, command: Command) -> list[DictConfig]:
+        """Every job of a command, composed. **Raises** `ConfigError` for the first that is wrong."""
+        jobs = self.jobs(command)
+        for overrides in jobs:  # all names first, which takes no time: composing takes 0.2 s
+            self._check_names(self._split(overrides)[0])
+        return [self.checked(overrides)[1] for overrides in jobs]
+
     def checked(self, overrides: list[str]) -> tuple[validation.Config, DictConfig]:
         """One job: its configuration as plain data, and as Hydra composed it. **Raises** `ConfigError`."""
-        values = [x for x in map(parsed, overrides) if self._is_value(x)]
-        selections = tuple(x.input_line or "" for x in map(parsed, overrides) if not self._is_value(x))
+        selections, values = self._split(overrides)
         base = self.base(selections)
         for x in values:
-            validation.check_override(x.key_or_group, x.value(), plus_of(x), base)
+            validation.check_override(x.key_or_group, x.value(), x.input_line or "", base)
         composed = copy.deepcopy(base)
         with told():
             ConfigLoaderImpl._apply_overrides_to_config(values, composed)
         return self._plain(composed), composed
 
+    def _split(self, overrides: list[str]) -> tuple[tuple[str, ...], list[Override]]:
+        """What selects an option, deletes, or is Hydra's own; and what changes a value."""
+        all_of_them = [parsed(text) for text in overrides]
+        values = [x for x in all_of_them if self._is_value(x)]
+        return tuple(x.input_line or "" for x in all_of_them if x not in values), values
+
     def _is_value(self, override: Override) -> bool:
-        """Whether it changes a value; else it selects an option, deletes, or is Hydra's own."""
         key = override.key_or_group
-        known = key in GROUPS or "/" in key or (("." not in key) and bool(self.options(key)))
-        return not (known or override.is_hydra_override() or override.is_delete() or override.package is not None)
+        group = key in GROUPS or "/" in key or ("." not in key and bool(self.options(key)))
+        return not (group or override.is_hydra_override() or override.is_delete() or override.package is not None)
 
     def base(self, selections: tuple[str, ...]) -> DictConfig:
         """What stands there before single values are changed."""
         if selections not in self.bases:
-            for text in selections:
-                self._check_option(parsed(text), selections)
-            with self.naming_options(), told():
+            self._check_names(selections)
+            with self._naming(selections), told():
                 self.bases[selections] = self.loader.load_configuration(self.config_name, list(selections), RunMode.RUN)
         return self.bases[selections]
 
     def options(self, group: str, selections: tuple[str, ...] = ()) -> list[str]:
         """The names of a group's files, those of the user's folders too."""
-        searchpath = [text for text in selections if text.startswith("hydra.searchpath=")]
-        with told():
-            return self.loader.get_group_options(group, config_name=self.config_name, overrides=searchpath)
+        asked = (group, *searchpath(selections))
+        if asked not in self.names:
+            with told():
+                self.names[asked] = self.loader.get_group_options(
+                    group, config_name=self.config_name, overrides=list(asked[1:])
+                )
+        return self.names[asked]
 
-    def _check_option(self, override: Override, selections: tuple[str, ...]) -> None:
-        group, value = override.key_or_group, override.value()
-        if group not in GROUPS or override.is_delete() or value is None and group == "experiment":
-            return
-        options = self.options(group, selections)
-        if not isinstance(value, str | int | float) or "/" not in str(value) and str(value) not in options:
-            shown = validation.shown(value)
-            raise ConfigError(f"{group}={shown}: there is no such {group}{suggestion(shown, options, f'{group}s')}.")
+    def _check_names(self, selections: tuple[str, ...]) -> None:
+        """Every group is given the name of one of its files."""
+        for override in map(parsed, selections):
+            if override.key_or_group in GROUPS and not override.is_delete():
+                options = self.options(override.key_or_group, selections)
+                validation.check_name(override.key_or_group, override.value(), options)
 
     @contextlib.contextmanager
-    def naming_options(self) -> Iterator[None]:
-        """A missing choice, as Hydra reports it, with the options to choose from."""
+    def _naming(self, selections: tuple[str, ...]) -> Iterator[None]:
+        """What Hydra's errors leave out: the options of a missing choice, the file that is not text."""
         try:
             yield
         except ConfigError as error:
             for group in GROUPS:
                 if f"specify '{group}'" in str(error):
-                    names = ", ".join(self.options(group))
+                    names = ", ".join(self.options(group, selections))
                     raise ConfigError(f"{group} is missing; choose one, as {group}=NAME. {group}s: {names}.") from error
+            if isinstance(error.__cause__, UnicodeDecodeError):
+                bad = folders.not_text(source.path for source in self.loader.get_sources() if source.scheme() == "file")
+                raise ConfigError(f"{', '.join(bad)}: {error}") from error
             raise
 
     def _plain(self, composed: DictConfig) -> validation.Config:
         with hydra_config(composed):
             rest = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
             rest._set_parent(None)
-            return validation.validated(rest, self.solver_kinds, dict(composed.hydra.runtime.choices))
+            choices, hydra_overrides = dict(composed.hydra.runtime.choices), tuple(composed.hydra.overrides.hydra)
+            return validation.validated(rest, lambda: self.solver_kinds(hydra_overrides), choices)
 
-    def solver_kinds(self) -> dict[str, str | None]:
+    def solver_kinds(self, selections: tuple[str, ...] = ()) -> dict[str, str | None]:
         """What kind of equation each solver is for."""
-        return {name: OmegaConf.select(option(self.loader, "solver", name), "hints.solver_kind")
-                for name in self.options("solver")}  # fmt: skip
+        nodes = options_of(self.loader, "solver", selections)
+        return {name: OmegaConf.select(node, "hints.solver_kind") for name, node in nodes.items()}
 
 
-def option(loader: ConfigLoader, group: str, name: str) -> DictConfig:
-    """The content of one file of a group."""
-    loaded = loader.repository.load_config(f"{group}/{name}")  # type: ignore[attr-defined]
-    return loaded.config
+def searchpath(overrides: Sequence[str]) -> list[str]:
+    """Those that add folders."""
+    return [text for text in overrides if text.startswith("hydra.searchpath=")]
+
+
+def options_of(loader: ConfigLoader, group: str, overrides: Sequence[str] = ()) -> dict[str, DictConfig]:
+    """The content of every file of a group."""
+    assert isinstance(loader, ConfigLoaderImpl)
+    _, repository = loader._parse_overrides_and_create_caching_repo(CONFIG, searchpath(overrides))
+    found = {name: repository.load_config(f"{group}/{name}") for name in repository.get_group_options(group)}
+    return {name: loaded.config for name, loaded in found.items() if loaded and isinstance(loaded.config, DictConfig)}
 
 
 @contextlib.contextmanager
@@ -228,7 +234,6 @@ def hydra_config(composed: DictConfig) -> Iterator[None]:
     """`${hydra:...}` refers to this configuration, as it does in a job."""
     instance = HydraConfig.instance()
     before = instance.cfg
-    composed = copy.deepcopy(composed)
     with contextlib.suppress(OmegaConfBaseException):
         composed.hydra.runtime.output_dir = str(Path(str(composed.hydra.run.dir)).absolute())
         composed.hydra.job.num, composed.hydra.job.id = 0, "0"
@@ -258,66 +263,34 @@ def told() -> Iterator[None]:
         raise ConfigError(f"{'; '.join(lines)}{cause}.".removeprefix(": ")) from error
 
 
-def strategies(loader: ConfigLoader, config: validation.Config, names: dict[str, Any]) -> dict[str, validation.Config]:
+def strategies(
+    loader: ConfigLoader, config: validation.Config, names: dict[str, Any], overrides: Sequence[str]
+) -> dict[str, validation.Config]:
     """For compare: every option of group `gradient` with its defaults, the configured one as it is configured."""
     if config["task"] != "compare":
         return {}
     found = {}
-    for name in loader.get_group_options("gradient"):
-        node = option(loader, "gradient", name)
+    for name, node in options_of(loader, "gradient", overrides).items():
+        if name == PER_KIND:
+            continue
         around = OmegaConf.create({**config, "gradient": node.get("gradient", node)})
         found[name] = validation.resolved(around)["gradient"]
     return found | {names.get("gradient") or "configured": config["gradient"]}
 
 
 def job(composed: DictConfig) -> int:
-    """One job of Hydra's, in its folder -> exit status. It never raises but to end the whole sweep."""
+    """One job of Hydra's, in its folder -> exit status."""
     hydra = HydraConfig.get()
-    folder, names = Path(hydra.runtime.output_dir), dict(hydra.runtime.choices)
+    names, overrides = dict(hydra.runtime.choices), list(hydra.overrides.hydra)
     if hydra.mode == RunMode.MULTIRUN:
         print(f"\n#{hydra.job.num}: {' '.join(hydra.overrides.task)}", flush=True)
-    try:
-        config = validation.validated(composed)
-        rows = strategies(GlobalHydra.instance().config_loader(), config, names)
-        status = launch.perform(config, names, rows, folder).exit_status
-    except ConfigError as error:
-        status = complain(error)
-    except KeyboardInterrupt:
-        status = 130
-    except Exception:
-        traceback.print_exc()
-        status = 1
-    finally:
-        prune(folder)
-    if status in INTERRUPTED:
-        sys.exit(status)
-    return status
 
+    def start(folder: Path) -> "RunResult":
+        config = validation.validated(composed, names=names)
+        rows = strategies(GlobalHydra.instance().config_loader(), config, names, overrides)
+        return launch.perform(config, names, rows, folder)
 
-def complain(error: ConfigError) -> int:
-    """The one message -> exit status."""
-    print(f"implicitexp: {error}", file=sys.stderr, flush=True)
-    return 2
-
-
-def prune(folder: Path, present: frozenset[Path] = frozenset()) -> None:
-    """Remove folders that stayed empty, up to those that were `present` before."""
-    for path in (folder, *folder.parents) if present else (folder,):
-        with contextlib.suppress(OSError):
-            if [entry.name for entry in path.iterdir()] == ["multirun.yaml"]:  # a sweep without a single run
-                (path / "multirun.yaml").unlink()
-            if path not in present:
-                path.rmdir()
-
-
-@contextlib.contextmanager
-def leaving_nothing_empty(folder: Path) -> Iterator[None]:
-    """A run that could not start leaves no folder behind, and none of those around it."""
-    present = frozenset(path for path in folder.absolute().parents if path.exists())
-    try:
-        yield
-    finally:
-        prune(folder.absolute(), present)
+    return launch.attempt(start, Path(hydra.runtime.output_dir))
 
 
 def execute(command: Command, composer: Composer, composed: DictConfig) -> int:
@@ -325,7 +298,7 @@ def execute(command: Command, composer: Composer, composed: DictConfig) -> int:
     where = composed.hydra.sweep.dir if command.multirun else composed.hydra.run.dir
     hydra = Hydra.create_main_hydra2("implicitexp", composer.search_path)
     try:
-        with leaving_nothing_empty(Path(str(where))):
+        with folders.none_left_empty(Path(str(where))):
             if not command.multirun:
                 return hydra.run(composer.config_name, job, [*command.overrides, "hydra.mode=RUN"]).return_value
             batches = hydra.multirun(composer.config_name, job, [*command.overrides, "hydra.mode=MULTIRUN"])
@@ -335,13 +308,15 @@ def execute(command: Command, composer: Composer, composed: DictConfig) -> int:
 
 
 def show(command: Command, argv: list[str]) -> int:
-    """`--cfg`, `--info` and the like: Hydra's own main, on the cleaned command line."""
-    clean = dict(zip(command.flags.overrides, command.overrides, strict=True))
-    before, sys.argv = sys.argv, [sys.argv[0], *(clean.get(text, text) for text in argv)]
+    """`--cfg`, `--info` and the like: Hydra's own main, overrides first, as its parser wants them."""
+    raw = list(command.flags.overrides)
+    flags = [text for text in argv if text not in raw or raw.remove(text)]
+    overrides = [] if command.flags.hydra_help else command.overrides
+    before, sys.argv = sys.argv, [sys.argv[0], *overrides, *flags]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors reach us instead of being printed with a traceback
     try:
         with told():
-            hydra_main(config_path=str(shipped()), config_name=CONFIG, version_base="1.3")(job)()
+            hydra_main(config_path=str(folders.shipped()), config_name=CONFIG, version_base=HYDRA)(job)()
     finally:
         sys.argv = before
         del os.environ["HYDRA_FULL_ERROR"]
@@ -353,18 +328,24 @@ def dispatch(argv: list[str]) -> int:
     if argv[:1] == ["dashboard"]:
         return manual.dashboard(argv[1:])
     if "--help" in argv or "-h" in argv:
-        print(manual.text(shipped(), manual.config_dir(argv)))
+        print(manual.text(folders.shipped(), manual.config_dir(argv)))
         return 0
     if "--version" in argv:
         print(f"implicitexp {implicitexp.__version__}")
         return 0
-    command = parse(argv)
-    flags = command.flags
-    composer = Composer(flags.config_dir, flags.config_name, flags.config_path)
+    command, composer = prepared(argv)
+    if command.flags.cfg:
+        composer.checked_jobs(command)
     if command.showing:
         return show(command, argv)
-    composed = [composer.checked(overrides)[1] for overrides in composer.jobs(command)]
-    return execute(command, composer, composed[0])
+    return execute(command, composer, composer.checked_jobs(command)[0])
+
+
+def prepared(argv: list[str]) -> tuple[Command, Composer]:
+    """A command line of Hydra's, and what composes its jobs. **Raises** `ConfigError`."""
+    command = parse(argv)
+    flags = command.flags
+    return command, Composer(flags.config_dir, flags.config_name, flags.config_path)
 
 
 def main() -> int:
@@ -375,7 +356,7 @@ def main() -> int:
     try:
         return dispatch(sys.argv[1:])
     except ConfigError as error:
-        return complain(error)
+        return launch.complain(error)
     except KeyboardInterrupt:
         return 130
 
@@ -389,11 +370,11 @@ def run(overrides: list[str], config_dir: str | Path | None = None, *, progress:
     **Raises** `ConfigError` where the configuration is wrong.
     """
     composer = Composer(config_dir)
-    config, composed = composer.checked(composer.jobs(Command(argparse.Namespace(multirun=False), [
-        without_plus(text) for text in overrides]))[0])  # fmt: skip
+    command = Command(argparse.Namespace(multirun=False), [without_plus(text) for text in overrides])
+    config, composed = composer.checked(composer.jobs(command)[0])
     names, folder = dict(composed.hydra.runtime.choices), Path(str(composed.hydra.run.dir)).absolute()
-    with leaving_nothing_empty(folder):
-        rows = strategies(composer.loader, config, names)
+    with folders.none_left_empty(folder):
+        rows = strategies(composer.loader, config, names, overrides)
         return launch.perform(config, names, rows, folder, progress=progress)
 
 

@@ -2,11 +2,13 @@
 
 import importlib
 import inspect
+import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from implicitexp import tracking, validation
+from implicitexp import folders, tracking, validation
 from implicitexp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,6 +16,32 @@ if TYPE_CHECKING:
     from implicitexp.run import Settings
 
 Config = dict[str, Any]
+INTERRUPTED = (130, 143)  # exit statuses that end a whole sweep
+
+
+def complain(error: ConfigError) -> int:
+    """The one message -> exit status."""
+    print(f"implicitexp: {error}", file=sys.stderr, flush=True)
+    return 2
+
+
+def attempt(start: Callable[[Path], "RunResult"], folder: Path) -> int:
+    """Run a job in its folder -> exit status. A job that fails leaves the others of a sweep alone; one that was
+    interrupted ends them too."""
+    try:
+        status = start(folder).exit_status
+    except ConfigError as error:
+        status = complain(error)
+    except KeyboardInterrupt:
+        status = 130
+    except Exception:  # in somebody's problem, before its record began
+        traceback.print_exc()
+        status = 1
+    finally:
+        folders.remove_empty(folder)
+    if status in INTERRUPTED:
+        sys.exit(status)
+    return status
 
 
 def perform(config: Config, names: dict[str, str], strategies: dict[str, Config], folder: Path, *,

@@ -65,7 +65,8 @@ class Rule:
                  f"{self.least:g} or more" if self.least is not None else "",
                  f"{self.largest:g} or less" if self.largest is not None and self.largest < BITS else ""]  # fmt: skip
         limits = " and ".join(part for part in parts if part)
-        return " or ".join(self.types) + (f" {limits}" if limits else "") + (", or null" if self.null else "")
+        types = [f"{name} {limits}" if limits and name in (NUMBER, WHOLE) else name for name in self.types]
+        return " or ".join(types) + (", or null" if self.null else "")
 
 
 POSITIVE = Rule((NUMBER,), above=0)
@@ -76,7 +77,7 @@ DECAY = Rule((NUMBER,), least=0, largest=1)
 YES_OR_NO = Rule((FLAG,))
 A_NODE = Rule((NODE,), null=True)
 A_TEXT = Rule((TEXT,), null=True)
-RATE = Rule((NUMBER, NODE), above=0, null=True)  # null: L-BFGS
+RATE = Rule((NUMBER, NODE), above=0)
 CONVERGENCE = Rule(choices=("stop", "keep"))
 LINEAR_SOLVER = Rule(choices=("auto", "lu", "qr", "cg", "gmres", "bicgstab", "normal_cg"))
 
@@ -103,7 +104,8 @@ GRADIENT = {
     "checkpoints": COUNT_OR_NULL, "last": COUNT_OR_NULL, "directions": COUNT_OR_NULL, "linear_solver": LINEAR_SOLVER,
     "rtol": POSITIVE_OR_NULL, "atol": POSITIVE_OR_NULL, "max_steps": COUNT_OR_NULL, "step": POSITIVE_OR_NULL,
     "factor": POSITIVE, "method": Rule(choices=("gauss", "backsolve")),
-    "preconditioner": Rule(choices=("last", "start", "identity")),
+    "preconditioner": Rule(choices=("last", "start", "identity")), "key": A_NODE,
+    "root": Rule((NODE,)), "fixed_point": Rule((NODE,)), "ode": Rule((NODE,)), "integral": Rule((NODE,)),
 }  # fmt: skip
 OPTIMIZER = {
     "learning_rate": RATE, "b1": DECAY, "b2": DECAY, "eps": Rule((NUMBER,), least=0), "nesterov": YES_OR_NO,
@@ -130,6 +132,7 @@ OF_TARGET = {
 }
 OF_ONE = {
     "implicitexp.solvers.Auto": {"max_steps": COUNT_OR_NULL},  # null: each solver's own
+    "optax.lbfgs": {"learning_rate": Rule((NUMBER, NODE), above=0, null=True)},
     "implicitexp.solvers.Euler": {"dt0": POSITIVE},
     "implicitexp.solvers.GaussKronrod": {"order": Rule(choices=(15, 21, 31, 41, 51, 61))},  # nodes that Quadax has
     "implicitexp.solvers.TanhSinh": {"order": Rule(choices=(41, 61, 81, 101))},

@@ -2,13 +2,14 @@
 
 import ast
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 
-from implicitexp.words import suggestion
+from implicitexp.words import nearest
 
-DYNAMIC = ("globals(", "sys.modules", "setattr(", "exec(")  # in a source whose names cannot be read off it
+DYNAMIC = ("globals(", "sys.modules", "setattr(", "exec(", "attach_stub")  # names cannot be read off such a source
 
 
 def why_not(target: str) -> str | None:
@@ -56,9 +57,11 @@ def _why_no_name(module: str, spec: ModuleSpec | None, name: str) -> str | None:
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     except (OSError, ValueError) as error:
         return f"{spec.origin} cannot be read: {error}"
-    if name in names or "*" in names or "__getattr__" in names or any(word in source for word in DYNAMIC):
+    if name in names or "*" in names or any(word in source for word in DYNAMIC):
         return None
-    return f"module {module} ({spec.origin}) has no {name!r}{suggestion(name, names, all_of_them=False)}"
+    if "__getattr__" in names and re.search(rf"\b{name}\b", source):  # a table of names that are imported late
+        return None
+    return f"module {module} ({spec.origin}) has no {name!r}{nearest(name, names)}"
 
 
 def _names(statements: list[ast.stmt]) -> Iterator[str]:

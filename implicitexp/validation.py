@@ -29,10 +29,10 @@ def validated(composed: DictConfig, solver_kinds: Kinds = dict, names: dict[str,
 
     **Raises** `ConfigError` for whatever is wrong with it.
     """
-    _check_top(composed)
+    _check_top(composed, names or {})
     _check_choices(composed)
     config = resolved(composed)
-    hints = config.pop("hints", None) or {}
+    hints = _check_hints(config.pop("hints", None))
     for key, rule in rules.TOP.items():
         _apply(config, key, rule)
     _check_problem(config["problem"], hints)
@@ -65,15 +65,23 @@ def one_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
 
 
-def _check_top(composed: DictConfig) -> None:
-    """The keys at the top are ours, and no group is missing."""
+def _check_top(composed: DictConfig, names: dict[str, str]) -> None:
+    """The keys at the top are ours, no group is missing, and what must be a node is one."""
     valid = [*{key.partition(".")[0] for key in rules.TOP}, *GROUPS, "hints"]
     for key in composed:
         if key not in valid:
             raise ConfigError(f"{key}: there is no such key{suggestion(str(key), valid)}.")
-    for name in GROUPS:
-        if not OmegaConf.is_missing(composed, name) and not isinstance(OmegaConf.select(composed, name), DictConfig):
-            raise ConfigError(f"{name} is missing; choose one by its name, {name}=NAME (see --help).")
+    for name in (*GROUPS, "reference"):
+        node = composed[name] if name in composed and not OmegaConf.is_missing(composed, name) else None
+        if name not in composed:
+            raise ConfigError(f"{name} is missing; give {name}=NAME (see --help).")
+        if not isinstance(node, DictConfig):
+            which = f"{name}={names[name]}" if names.get(name) else name
+            raise ConfigError(f"{which}: its YAML must hold keys and values, as `_target_: module.Name`.")
+    for key in rules.TOP:
+        parent, _, name = key.rpartition(".")
+        if parent != "tracker" and name not in (composed[parent] if parent else composed):
+            raise ConfigError(f"{key} is missing; leave the ~ away, or give {key}=VALUE.")
     for name in ("problem", "solver", "gradient", "optimizer"):
         if "_target_" not in composed[name]:
             raise ConfigError(f"{name} has no _target_: its YAML must name a class, `_target_: module.Name`.")
@@ -81,13 +89,37 @@ def _check_top(composed: DictConfig) -> None:
 
 def _check_choices(composed: DictConfig) -> None:
     """Choices that other keys depend on, so before interpolations are resolved."""
-    choices = OmegaConf.select(composed, "hints.choices") or {}
+    choices = OmegaConf.select(composed, "hints.choices", default={})
+    if not isinstance(choices, dict | DictConfig):
+        raise ConfigError("hints.choices: must be a node of keys and lists, as config.yaml explains.")
     for key, valid in choices.items():
         value = OmegaConf.select(composed.problem, str(key), throw_on_missing=False)
-        if value is not None and value not in list(valid):
+        valid = plain(valid) if isinstance(valid, ListConfig) else []
+        if value is not None and value not in valid:
+            text = shown(plain(value))
+            raise ConfigError(f"problem.{key}={text}: there is no such choice{suggestion(text, valid)}.")
+
+
+HINTS = {"kinds": list, "positive": list, "range": dict, "choices": dict, "length": dict}
+
+
+def _check_hints(hints: Any) -> Config:
+    """What a YAML says of itself, in the shape that config.yaml explains."""
+    if not isinstance(hints, dict | None):
+        raise ConfigError("hints: must be a node, as config.yaml explains.")
+    hints = hints or {}
+    for name, shape in HINTS.items():
+        if not isinstance(hints.get(name), shape | None):
             raise ConfigError(
-                f"problem.{key}={shown(plain(value))}: there is no such choice{suggestion(value, valid)}."
+                f"hints.{name}={shown(hints[name])}: must be a {shape.__name__}, as config.yaml explains."
             )
+    for name in [*(hints.get("kinds") or []), *filter(None, [hints.get("solver_kind")])]:
+        if name not in KIND_WORDS:
+            raise ConfigError(f"hints: {shown(name)} is no kind of equation{suggestion(shown(name), KIND_WORDS)}.")
+    for key, limits in (hints.get("range") or {}).items():
+        if not (isinstance(limits, list) and len(limits) == 2 and numbers(f"hints.range.{key}", limits)):
+            raise ConfigError(f"hints.range.{key}={shown(limits)}: must be [least, largest].")
+    return hints
 
 
 def plain(value: Any) -> Any:
@@ -175,28 +207,39 @@ def _check_pairs(config: Config, hints: Config, solver_kinds: Kinds, names: dict
             )
 
 
-def check_override(key: str, value: Any, plus: str, base: DictConfig) -> None:
+def check_name(group: str, value: Any, options: list[str]) -> None:
+    """A group is given the name of one of its files (or of one in a folder below)."""
+    if value is None and group == "experiment":
+        return
+    if not isinstance(value, str | int | float) or "/" not in str(value) and str(value) not in options:
+        name = shown(value)
+        raise ConfigError(f"{group}={name}: there is no such {group}{suggestion(name, options, f'{group}s')}.")
+
+
+def check_override(key: str, value: Any, written: str, base: DictConfig) -> None:
     """A `key=value` of the command line, against what stands there without it.
 
-    `plus`: "", "+" or "++", as it was written. **Raises** `ConfigError` for a key that is not there, or another type.
+    `written`: as the user wrote it, `+key=value` perhaps. **Raises** `ConfigError` for a key that is not there, or another type.
     """
-    parts, node = key.split("."), base
+    parts, node, plus = key.split("."), base, written[: len(written) - len(written.lstrip("+"))]
+    if parts[0] == "hints" and parts[-1] not in ("learning_rate", "sgd_learning_rate"):
+        raise ConfigError(f"{written}: hints are what a YAML says of itself, and not for the command line.")
     for i, part in enumerate(parts):
         if not isinstance(node, DictConfig):
             if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
                 return
-            raise ConfigError(f"{key}={shown(value)}: {'.'.join(parts[:i])} is {kind(plain(node))}, it has no keys.")
+            raise ConfigError(f"{written}: {'.'.join(parts[:i])} is {kind(plain(node))}, it has no keys.")
         if part not in node:
             if plus and i > 0 and _open(node):
                 return
-            raise _no_key(key, value, parts[:i], node, base)
+            raise _no_key(written, part, parts[:i], node, base)
         try:
             node = node[part] if not OmegaConf.is_missing(node, part) else None
         except OmegaConfBaseException:
             return
     if plus == "+" and node is not None and not isinstance(value, dict | list):
-        raise ConfigError(f"+{key}={shown(value)}: the key is there already; leave the + away.")
-    _check_type(key, value, plain(node))
+        raise ConfigError(f"{written}: the key is there already; leave the + away.")
+    _check_type(written, value, plain(node))
 
 
 def _open(node: DictConfig) -> bool:
@@ -204,37 +247,35 @@ def _open(node: DictConfig) -> bool:
     return not str(node.get("_target_", "")).startswith("implicitexp.")
 
 
-def _no_key(key: str, value: Any, parents: list[str], node: DictConfig, base: DictConfig) -> ConfigError:
-    wrong, prefix = key.split(".")[len(parents)], ".".join(parents)
-    same = [full for full in leaves(base) if full.rpartition(".")[2] == wrong and not full.startswith("hints.")]
-    valid = [str(name) for name in node if name != "hints"]
-    if same:
-        near = f"; did you mean {same[0]}? {prefix or 'top-level keys'}: {', '.join(sorted(valid))}"
-    else:
-        near = suggestion(wrong, valid, f"{prefix} has" if prefix else "top-level keys")
-    return ConfigError(f"{key}={shown(value)}: there is no key {wrong!r}{f' in {prefix}' if prefix else ''}{near}.")
+def _no_key(written: str, wrong: str, parents: list[str], node: DictConfig, base: DictConfig) -> ConfigError:
+    prefix = ".".join(parents)
+    what = f"{prefix} has" if prefix else "top-level keys"
+    valid = sorted(str(name) for name in node if name not in ("hints", "hydra"))
+    elsewhere = [] if prefix else [full for full in leaves(base) if full.rpartition(".")[2] == wrong]
+    near = suggestion(wrong, valid, what)
+    if elsewhere:
+        near = f"; did you mean {elsewhere[0]}? {what}: {', '.join(valid)}"
+    return ConfigError(f"{written}: there is no key {wrong!r}{f' in {prefix}' if prefix else ''}{near}.")
 
 
-def leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of everything that is no dictionary."""
-    for name, value in plain(node).items() if isinstance(node, DictConfig) else node.items():
-        full = f"{prefix}.{name}" if prefix else str(name)
-        if isinstance(value, dict) and value:
-            yield from leaves(value, full)  # type: ignore[arg-type]
-        else:
-            yield full
+def leaves(base: DictConfig) -> Iterator[str]:
+    """The dotted keys of the groups' nodes and of `reference`."""
+    for name in (*GROUPS, "reference"):
+        if isinstance(base.get(name), DictConfig):
+            yield from (f"{name}.{key}" for key in base[name])
 
 
-def _check_type(key: str, value: Any, default: Any) -> None:
+def _check_type(written: str, value: Any, default: Any) -> None:
     """The same type as the default, in which an integer is a number and null and nodes are anything."""
     if value is None or default is None or isinstance(value, str) and "${" in value:
         return
-    if isinstance(default, dict) or isinstance(value, dict) and "_target_" in value:
+    if isinstance(default, dict) and isinstance(value, dict) or isinstance(value, dict) and "_target_" in value:
+        return
+    if isinstance(default, dict) and "_target_" in default:  # a schedule, in whose place a number may stand
         return
     if isinstance(default, list) and isinstance(value, list):
         for x in value if default else []:
-            _check_type(key, x, default[0])
+            _check_type(written, x, default[0])
         return
-    same = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
-    if not same:
-        raise ConfigError(f"{key}={shown(value)}: must be {kind(default)} (as {shown(default)}), not {kind(value)}.")
+    if not (type(value) is type(default) or isinstance(default, float) and type(value) is int):
+        raise ConfigError(f"{written}: must be {kind(default)} (as {shown(default)}), not {kind(value)}.")

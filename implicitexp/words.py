@@ -7,15 +7,17 @@ from typing import Any
 MOST_LISTED = 40  # names in one message
 
 
-def suggestion(wrong: str, valid: Iterable[str], what: str = "valid", all_of_them: bool = True) -> str:
+def nearest(wrong: str, valid: Iterable[str]) -> str:
+    """`; did you mean adam?`, or nothing where no name is near."""
+    near = difflib.get_close_matches(str(wrong).lower(), [str(name) for name in valid], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def suggestion(wrong: str, valid: Iterable[str], what: str = "valid") -> str:
     """`; did you mean adam? valid: adam, adamw, sgd`: the nearest match, and the whole list."""
     names = sorted({str(name) for name in valid if not str(name).startswith("_")})
-    near = difflib.get_close_matches(str(wrong).lower(), names, n=1, cutoff=0.5)
-    text = f"; did you mean {near[0]}?" if near else ";" if all_of_them else ""
-    if not all_of_them:
-        return text
     more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return f"{text} {what}: {', '.join(names[:MOST_LISTED])}{more}"
+    return f"{nearest(wrong, names) or ';'} {what}: {', '.join(names[:MOST_LISTED]) or 'none'}{more}"
 
 
 def shown(value: Any) -> str:
