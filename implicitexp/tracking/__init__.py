@@ -156,7 +156,7 @@ def absolute_uri(uri: str | None) -> str:
 def run_url(uri: str, experiment_id: str, run_id: str) -> str:
     """The page of a run: on its server, or on the dashboard at its default place."""
     base = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
-    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def dashboard_hint(uri: str) -> str:

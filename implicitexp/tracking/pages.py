@@ -13,7 +13,7 @@ from types import FrameType
 from typing import IO
 
 from implicitexp.errors import ConfigError
-from implicitexp.tracking.store import connect, locked
+from implicitexp.tracking.store import VIEW, connect, locked
 
 # Without job execution the server starts in half the time: it runs language models, not experiments.
 ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -42,7 +42,8 @@ def serve(uri: str, port: int, host: str) -> int:
         with locked(database):  # a run may be making the store at this moment
             pass
     os.environ.update(ENVIRONMENT)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT unless told otherwise
+        signal.signal(number, _interrupt)
     with tempfile.TemporaryFile() as complaints:
         server = subprocess.Popen(_command(uri, port, host, database), stderr=complaints, stdout=complaints,
                                   start_new_session=True)  # fmt: skip
@@ -83,13 +84,15 @@ def _watch(server: subprocess.Popen[bytes], uri: str, base: str, complaints: IO[
 def run_tables(uri: str, base: str) -> list[str]:
     """A line for each experiment, the newest first: its name and the address of its table of runs.
 
-    `/experiments/ID` alone lands on a page for language models.
+    `/experiments/ID` alone lands on a page for language models. Sorted by a metric, the best run stands first and the
+    strategies of a comparison are unfolded.
     """
     client = connect(uri)
     found = client.search_experiments(max_results=MOST_EXPERIMENTS, order_by=["last_update_time DESC"])
     named = [experiment for experiment in found if experiment.name != "Default"]
     width = max((len(experiment.name) for experiment in named), default=0)
-    query = "workflowType=machine_learning&orderByKey=attributes.start_time&orderByAsc=false"
+    order = "orderByKey=metrics.%60grad%2Frelative_error%60&orderByAsc=true"
+    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}&{order}"
     return [f"{e.name:<{width}}  {base}/#/experiments/{e.experiment_id}/runs?{query}" for e in named]
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import getpass
-import math
+import json
 import os
 import re
 import sqlite3
@@ -22,12 +22,21 @@ PARAM_LENGTH = 6000
 TAG_LENGTH = 8000
 KEY_LENGTH = 250
 FORBIDDEN = re.compile(r"[^\w\-. :/]")  # in the names of params, tags and metrics
-SMALL = re.compile(r"(error|uncertainty|residual)$")  # metrics whose logarithm is logged too: bars show them as 0.00
 LONGEST_PAUSE = 60.0  # s, between two attempts to reach a store
 MOST_WAITING = 20_000  # messages that are kept for a store out of reach; more would eat the training's memory
 # What MLflow says of a message that it will never take; anything else that it says is taken for an outage.
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST",
             "PERMISSION_DENIED", "INVALID_STATE", "NOT_IMPLEMENTED")  # fmt: skip
+# The pages open on their part for language models unless an experiment says what it is, and its table of runs has no
+# metrics until somebody chooses them: MLflow keeps such a choice in a tag, and an address can ask for it by name.
+VIEW = "implicitexp"
+COLUMNS = ("loss", "grad/relative_error", "reference/uncertainty", "grad/program_error", "cost/gradient_ms",
+           "cost/compile_s", "solver/steps")  # fmt: skip
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    f"mlflow.sharedViewState.{VIEW}": json.dumps({"selectedColumns": [f"metrics.`{name}`" for name in COLUMNS]}),
+}
+
 Message = dict[str, Any]
 Say = Callable[[Message], None]
 
@@ -112,6 +121,8 @@ class Store:
         if name not in self.experiments:
             self.experiments[name] = experiment_id(client, self.uri, name)
         tags = {"mlflow.user": user(), "mlflow.source.name": "implicitexp", "mlflow.source.type": "LOCAL"}
+        if commit := message["tags"].get("git_commit"):
+            tags["mlflow.source.git.commit"] = commit  # which the table of runs shows as the version
         if message["parent"] is not None:
             if message["parent"] not in self.runs:
                 raise Refused(f"run {message['name']!r} is left out, since its parent is")
@@ -131,7 +142,7 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
         if found is None:
             location = (database.parent / "artifacts").as_uri() if database else None
             try:
-                return client.create_experiment(name, artifact_location=location)
+                return client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
             except MlflowException:  # on a server another process may have been first
                 found = client.get_experiment_by_name(name)
                 if found is None:
@@ -147,7 +158,7 @@ def _log(client: "MlflowClient", run_id: str, message: Message) -> None:
     metrics = [
         Metric(clean(name), value, message["time"], step)
         for step, row in message["rows"]
-        for name, value in with_logarithms(row).items()
+        for name, value in row.items()
     ]
     for batch in batches(metrics, METRICS_PER_BATCH):
         client.log_batch(run_id, metrics=batch)
@@ -193,12 +204,6 @@ def is_outage(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         return error.error_code not in REFUSALS
     return isinstance(error, OSError | sqlite3.Error)  # requests' errors are OSErrors
-
-
-def with_logarithms(row: dict[str, float]) -> dict[str, float]:
-    """Errors and the like with their decimal logarithm beside them."""
-    logarithms = {f"{name}_log10": math.log10(value) for name, value in row.items() if SMALL.search(name) and value > 0}
-    return row | logarithms
 
 
 def clean(name: str) -> str:
