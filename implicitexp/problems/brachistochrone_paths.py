@@ -86,7 +86,9 @@ def drop_by_root(radius, across, solve):
     """y(P_X) = R (1 - cos θ), θ the root of R (θ - sin θ) = P_X. Both sides are divided by P_X: the residual is relative."""
     ratio = radius / jnp.asarray(across)
     guess = jnp.clip(jnp.cbrt(6 / ratio), 0.1, 2 * math.pi)
-    theta = solve(Root(lambda theta, ratio: theta_minus_sin(theta) * ratio - 1, guess), ratio).value
+    first_arch = (0.0, 2 * math.pi)  # R below P_X / 2π: no first arch reaches P_X, and the second is no answer
+    equation = Root(lambda theta, ratio: theta_minus_sin(theta) * ratio - 1, guess, first_arch)
+    theta = solve(equation, ratio).value
     return radius * versine(theta)
 
 

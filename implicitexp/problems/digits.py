@@ -167,5 +167,7 @@ def _confusion(axes, labels, answers):
     np.add.at(counts, (labels, answers), 1)
     axes.imshow(counts, cmap="gray_r", norm="symlog")
     for i, j in zip(*np.nonzero(counts), strict=True):
-        axes.text(j, i, counts[i, j], ha="center", va="center", fontsize="x-small", color="0.0" if counts[i, j] < 9 else "1.0")
+        axes.text(
+            j, i, counts[i, j], ha="center", va="center", fontsize="x-small", color="0.0" if counts[i, j] < 9 else "1.0"
+        )
     axes.set(xlabel="answer (digit)", ylabel="label (digit)", xticks=range(CLASSES), yticks=range(CLASSES))

@@ -52,7 +52,9 @@ class Equilibrium(AbstractProblem):
 
     def figure(self, params, solve):
         figure, axes = one_axes(
-            f"Lotka-Volterra near its equilibrium, a = {float(params['a']):.4g} per s", "time t (s)", "population (no unit)"
+            f"Lotka-Volterra near its equilibrium, a = {float(params['a']):.4g} per s",
+            "time t (s)",
+            "population (no unit)",
         )
         ts = jnp.linspace(0.0, self.duration, 201)
         x, y = solve(self._equation(ts), params["a"]).value

@@ -71,7 +71,9 @@ class Kepler(AbstractProblem):
         b = np.sqrt(max(1 - e**2, 0.0))
         axes.plot(np.cos(turn), b * np.sin(turn), "-", color="0.0", label="orbit")
         axes.plot(np.cos(turn), np.sin(turn), ":", color="0.6", label="circle of the eccentric anomaly")
-        axes.plot([0, np.cos(E)], [0, np.sin(E)], "--", color="0.4", label=f"E = {E:.4f} rad, wanted {float(self.target):.4f}")
+        axes.plot(
+            [0, np.cos(E)], [0, np.sin(E)], "--", color="0.4", label=f"E = {E:.4f} rad, wanted {float(self.target):.4f}"
+        )
         axes.plot([np.cos(E)], [b * np.sin(E)], "o", color="0.0", label="planet")
         axes.plot([e], [0], "*", color="0.4", markersize=12, label="sun")
         axes.set_aspect("equal")

@@ -69,7 +69,9 @@ class LotkaVolterra(AbstractProblem):
         fitted = np.exp(np.asarray(self.trajectory(params, ts, solve)))
         for i, (name, line, marker, shade) in enumerate([("hare", "-", "o", "0.0"), ("lynx", "--", "s", "0.5")]):
             axes.semilogy(1900 + np.asarray(ts), fitted[:, i], line, color=shade, label=f"{name}, fitted")
-            axes.semilogy(1900 + np.asarray(self.years), self.pelts[:, i], marker, color=shade, label=f"{name}, counted")
+            axes.semilogy(
+                1900 + np.asarray(self.years), self.pelts[:, i], marker, color=shade, label=f"{name}, counted"
+            )
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
         return figure

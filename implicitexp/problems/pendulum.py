@@ -48,7 +48,13 @@ class Pendulum(AbstractProblem):
 
     def exact_period(self, log_length, amplitude):
         """The period (s) in closed form."""
-        return 2 * jnp.pi * jnp.exp(log_length / 2) / jnp.sqrt(self.gravity) / agm(1.0, jnp.cos(jnp.asarray(amplitude) / 2))
+        return (
+            2
+            * jnp.pi
+            * jnp.exp(log_length / 2)
+            / jnp.sqrt(self.gravity)
+            / agm(1.0, jnp.cos(jnp.asarray(amplitude) / 2))
+        )
 
     def exact_length(self):
         """The answer (m): L = g (T agm(1, cos(θ0/2)) / 2π)²."""

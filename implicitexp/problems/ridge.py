@@ -64,7 +64,9 @@ class Ridge(AbstractProblem):
 
     def exact_weights(self, log_strength):
         """w by the normal equations."""
-        return jnp.linalg.solve(self.gram + jnp.exp(log_strength) * jnp.eye(len(self.gram), dtype=self.gram.dtype), self.moment)
+        return jnp.linalg.solve(
+            self.gram + jnp.exp(log_strength) * jnp.eye(len(self.gram), dtype=self.gram.dtype), self.moment
+        )
 
     def held_out_error(self, weights):
         """The mean squared error on held-out rows, in variances of the training target."""
@@ -87,6 +89,12 @@ class Ridge(AbstractProblem):
         axes.semilogx(np.exp(logs), [float(self.exact_loss({"log_strength": x}, None)) for x in logs], "-", color="0.0",
                       label="normal equations")  # fmt: skip
         here = float(params["log_strength"])
-        axes.plot([np.exp(here)], [float(self.loss(params, None, solve))], "o", color="0.4", label=f"found: λ = {np.exp(here):.4f}")
+        axes.plot(
+            [np.exp(here)],
+            [float(self.loss(params, None, solve))],
+            "o",
+            color="0.4",
+            label=f"found: λ = {np.exp(here):.4f}",
+        )
         axes.legend()
         return figure
