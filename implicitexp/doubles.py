@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from implicitexp import mixed_precision as mixed_precision  # repairs JAX when it is imported
 from implicitexp import solving, tracing
 from implicitexp.equations import AbstractEquation, Solution
 from implicitexp.errors import ConfigError

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching
 from jaxtyping import PyTree
@@ -45,7 +46,7 @@ def _impl(*operands: Any, fn: Callable, shapes: Any):
 @_host_call_p.def_abstract_eval
 def _abstract_eval(*operands: Any, fn: Callable, shapes: Any):
     del operands, fn
-    return [jax.core.ShapedArray(shape, dtype) for shape, dtype in shapes]
+    return [ShapedArray(shape, dtype) for shape, dtype in shapes]
 
 
 def _batch(operands, dims, *, fn, shapes):

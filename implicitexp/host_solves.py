@@ -63,13 +63,22 @@ def host_solver(kind: str, configured: Any, limits: HostLimits) -> AbstractSolve
     return made[kind](configured, limits)
 
 
-def _run(solver: Any, equation: Any, args: PyTree) -> tuple[PyTree, Stats]:
-    """The value alone: a linearization along nothing."""
-    value, stats, _ = OnHost().cell(solver.kind, solver).linearize(Split.of(Call(equation, args, solver), ()))
-    return value, stats
+class AbstractHost(AbstractSolver):
+    """A solver on the host; its strategy is `OnHost`. The value alone is a linearization along nothing."""
+
+    configured: eqx.AbstractVar[Any]
+    limits: eqx.AbstractVar[HostLimits]
+
+    def run(self, equation, args, loop):
+        cell = OnHost().cell(self.kind, self)
+        value, stats, _ = cell.linearize(Split.of(Call(equation, args, self), ()))
+        return value, stats
+
+    def noise(self, like):
+        return self.limits.tolerance
 
 
-class HostODE(AbstractSolver):
+class HostODE(AbstractHost):
     """DOP853, or Radau for a stiff problem."""
 
     configured: Any
@@ -77,11 +86,8 @@ class HostODE(AbstractSolver):
     when_not_converged: NotConverged = eqx.field(static=True, default="stop")
     kind: ClassVar[str] = "ode"
 
-    def run(self, equation, args, loop):
-        return _run(self, equation, args)
 
-
-class HostRoot(AbstractSolver):
+class HostRoot(AbstractHost):
     """Newton's method with LAPACK from the configured solver's root."""
 
     configured: Any
@@ -89,11 +95,8 @@ class HostRoot(AbstractSolver):
     when_not_converged: NotConverged = eqx.field(static=True, default="stop")
     kind: ClassVar[str] = "root"
 
-    def run(self, equation, args, loop):
-        return _run(self, equation, args)
 
-
-class HostFixedPoint(AbstractSolver):
+class HostFixedPoint(AbstractHost):
     """The same for fn(y) - y."""
 
     configured: Any
@@ -101,20 +104,14 @@ class HostFixedPoint(AbstractSolver):
     when_not_converged: NotConverged = eqx.field(static=True, default="stop")
     kind: ClassVar[str] = "fixed_point"
 
-    def run(self, equation, args, loop):
-        return _run(self, equation, args)
 
-
-class HostIntegral(AbstractSolver):
+class HostIntegral(AbstractHost):
     """quad_vec."""
 
     configured: Any
     limits: HostLimits
     when_not_converged: NotConverged = eqx.field(static=True, default="stop")
     kind: ClassVar[str] = "integral"
-
-    def run(self, equation, args, loop):
-        return _run(self, equation, args)
 
 
 def _compiled(fn: Callable) -> Callable:
@@ -307,7 +304,7 @@ class _Implicit:
         def start(arrays):
             call = eqx.combine(arrays, static).call()
             y, stats = call.solver.configured.run(call.equation, call.args, PLAIN)
-            return ravel_pytree(y)[0], stats.converged
+            return y, stats.converged
 
         def at(arrays):
             return eqx.combine(arrays, static).theta
@@ -320,7 +317,8 @@ class _Implicit:
 
     def solve(self, arrays: Any) -> PyTree:
         """Newton's method from the program's solution, until the step no longer shrinks."""
-        y, converged = self.start(arrays)
+        found, converged = self.start(arrays)
+        y, unravel = ravel_pytree(found)
         if not bool(converged):
             raise NoReference("The configured solver finds no solution in float64: there is nothing to differentiate.")
         if y.size > LARGEST_ROOT:
@@ -332,7 +330,7 @@ class _Implicit:
             if not size < smallest:
                 break
             y, smallest = y - step, size
-        return jnp.asarray(y)
+        return unravel(jnp.asarray(y))
 
     def push(self, arrays: Any, value: PyTree, tangents: list[Array]) -> PyTree:
         y = np.asarray(ravel_pytree(value)[0])

@@ -20,9 +20,20 @@ SMALL_TOLERANCES = (1e-10, 1e-11, 1e-12, 1e-13)
 LARGE_TOLERANCES = (1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12)
 NESTED_TOLERANCE = 1e-13  # of an equation inside another one's function, which the host leaves to JAX
 
+CONTINUOUS_NAMES = {
+    "ode": "the continuous adjoint of {method} in JAX",
+    "root": "the implicit function theorem in JAX",
+    "fixed_point": "the implicit function theorem in JAX",
+    "integral": "the Leibniz rule in JAX",
+}
+DISCRETE_NAMES = {
+    "ode": "backpropagation through {method} in JAX",
+    "root": "the iterated adjoint in JAX",
+    "fixed_point": "the iterated adjoint in JAX",
+    "integral": "the derivative of the rule in JAX",
+}
 HOST_NAMES = {
-    "ode": "SciPy's DOP853 with forward sensitivities",
-    "stiff": "SciPy's Radau with forward sensitivities",
+    "ode": "forward sensitivities by SciPy's {method}",
     "root": "Newton's method with LAPACK on the host",
     "fixed_point": "Newton's method with LAPACK on the host",
     "integral": "SciPy's quad_vec",
@@ -63,21 +74,29 @@ def pairs_for(uses: list[Any], solver: Any) -> list[Pair]:
     solution; then two computations within JAX, with an explicit method, and with an implicit one."""
     outer = [use for use in uses if not use.nested]
     kinds = tuple(dict.fromkeys(use.kind for use in outer))
+    pinned = any(is_model(use.pinned) for use in uses)
+    configured_stiff = any(u.kind == "ode" and not is_model(u.pinned) and is_stiff(_method(u, solver)) for u in outer)
     has_roots = any(use.kind in ("root", "fixed_point") for use in uses)
-    stiff = any(u.kind == "ode" and not is_model(u.pinned) and is_stiff(_method(u, solver)) for u in outer)
-    host = [] if any(is_model(use.pinned) for use in uses) else [s for s in (stiff, True) if _fits(outer, s)]
-    host = [s for i, s in enumerate(host) if s not in host[:i]]
+    # Without an ODE there is nothing stiff; with one, what fails explicitly is tried implicitly.
+    stiffness = [s for s in (False, True) if s or not configured_stiff] if "ode" in kinds else [False]
     pairs = []
-    for is_stiff_pair in host if "ode" in kinds else host[:1]:
-        first = _in_jax(Continuous(stiff=is_stiff_pair), solver)
-        names = dict.fromkeys(HOST_NAMES["stiff" if k == "ode" and is_stiff_pair else k] for k in kinds)
-        second = Computation(" and ".join(names), _on_host(solver, is_stiff_pair))
-        pairs.append(Pair(first, second, SMALL_TOLERANCES, has_roots, expensive=False))
-    for is_stiff_pair in dict.fromkeys((stiff, True)) if "ode" in kinds else (False,):
-        first = _in_jax(Discrete(stiff=is_stiff_pair), solver)
-        second = _in_jax(Continuous(solvers.Tsit5, is_stiff_pair), solver)
+    for stiff in stiffness:
+        if not pinned and _fits(outer, stiff):
+            first = Computation(_name(CONTINUOUS_NAMES, kinds, "Kvaerno5" if stiff else "Dopri8"),
+                                _in_jax(Continuous(stiff=stiff), solver))  # fmt: skip
+            second = Computation(_name(HOST_NAMES, kinds, "Radau" if stiff else "DOP853"), _on_host(solver, stiff))
+            pairs.append(Pair(first, second, SMALL_TOLERANCES, has_roots, expensive=False))
+    for stiff in stiffness:
+        first = Computation(_name(DISCRETE_NAMES, kinds, "Kvaerno5" if stiff else "Dopri8"),
+                            _in_jax(Discrete(stiff=stiff), solver))  # fmt: skip
+        second = Computation(_name(CONTINUOUS_NAMES, kinds, "Kvaerno5" if stiff else "Tsit5"),
+                             _in_jax(Continuous(solvers.Tsit5, stiff), solver))  # fmt: skip
         pairs.append(Pair(first, second, LARGE_TOLERANCES, has_roots, expensive=True))
     return pairs
+
+
+def _name(names: dict[str, str], kinds: tuple[str, ...], method: str) -> str:
+    return ", ".join(dict.fromkeys(names[kind].format(method=method) for kind in kinds))
 
 
 def _method(use: Any, solver: Any) -> Any:
@@ -96,7 +115,7 @@ def _fits(outer: list[Any], stiff: bool) -> bool:
     return all(one(use) for use in outer)
 
 
-def _in_jax(plan: AbstractPlan, solver: Any) -> Computation:
+def _in_jax(plan: AbstractPlan, solver: Any) -> Callable[..., Value]:
     """Compiled once: tolerance and nudge are data."""
 
     @eqx.filter_jit
@@ -109,7 +128,7 @@ def _in_jax(plan: AbstractPlan, solver: Any) -> Computation:
         loss, gradient = evaluate(problem, params, batch, jnp.asarray(tolerance), jnp.asarray(nudge))
         return Value(float(loss), flat(gradient))
 
-    return Computation(plan.name, run)
+    return run
 
 
 def _on_host(solver: Any, stiff: bool) -> Callable[..., Value]:

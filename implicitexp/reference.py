@@ -54,11 +54,10 @@ class Reference:
     def as_dict(self) -> dict[str, Any]:
         """`reference` of result.json: numbers that are not finite are None."""
         vector = None if self.gradient is None else flat(self.gradient)
-        listed = vector is not None and vector.size <= FLAT_LIMIT
         return {
             "how": self.how,
             "uncertainty": self.uncertainty if math.isfinite(self.uncertainty) else None,
-            "gradient": vector.tolist() if listed else None,
+            "gradient": vector.tolist() if vector is not None and vector.size <= FLAT_LIMIT else None,
             "remark": self.remark,
         }
 

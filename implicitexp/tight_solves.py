@@ -34,8 +34,6 @@ CLIP = 1e-10  # as Diffrax: a step that ends this close to t1 ends at t1
 class AbstractPlan(eqx.Module):
     """One of the two computations: which solver and strategy stand for an equation."""
 
-    name: eqx.AbstractVar[str]
-
     @abc.abstractmethod
     def choose(self, equation: Any, configured: AbstractSolver, tolerance: Any, nudge: Any) -> tuple[Any, Any]:
         """-> solver and strategy for an equation that stands for its exact solution."""
@@ -51,7 +49,6 @@ class Continuous(AbstractPlan):
 
     method: type[AbstractSolver] = eqx.field(static=True, default=solvers.Dopri8)
     stiff: bool = eqx.field(static=True, default=False)
-    name: str = eqx.field(static=True, default="continuous and implicit adjoints in JAX")
 
     def choose(self, equation, configured, tolerance, nudge):
         if equation.kind == "ode":
@@ -69,7 +66,6 @@ class Discrete(AbstractPlan):
     """Backpropagation through the steps; the adjoint iteration for a root or a fixed point."""
 
     stiff: bool = eqx.field(static=True, default=False)
-    name: str = eqx.field(static=True, default="backpropagation through the steps of a method of order 8 in JAX")
 
     def choose(self, equation, configured, tolerance, nudge):
         if equation.kind == "ode":
@@ -165,6 +161,9 @@ class PolishedRoot(AbstractSolver):
     when_not_converged: NotConverged = eqx.field(static=True, default="stop")
     kind: ClassVar[str] = "root"
 
+    def noise(self, like):
+        return 0.0
+
     def run(self, equation, args, loop):
         return polish(equation, args, *self.inner.run(equation, args, PLAIN), self.nudge)
 
@@ -177,6 +176,9 @@ class PolishedFixedPoint(AbstractSolver):
     when_not_converged: NotConverged = eqx.field(static=True, default="stop")
     kind: ClassVar[str] = "fixed_point"
 
+    def noise(self, like):
+        return 0.0
+
     def run(self, equation, args, loop):
         return polish(equation, args, *self.inner.run(equation, args, PLAIN), self.nudge)
 
@@ -188,6 +190,9 @@ class FixedEuler(AbstractSolver):
     max_steps: int = eqx.field(static=True)
     when_not_converged: NotConverged = eqx.field(static=True, default="stop")
     kind: ClassVar[str] = "ode"
+
+    def noise(self, like):
+        return 0.0
 
     def run(self, equation, args, loop: Loop):
         t0, t1 = equation.t0, equation.t1
