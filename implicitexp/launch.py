@@ -44,7 +44,7 @@ def attempt(start: Callable[[Path], "RunResult"], folder: Path) -> int:
     return status
 
 
-def perform(config: Config, names: dict[str, str], strategies: dict[str, Config], folder: Path, *,
+def perform(config: Config, names: dict[str, Any], strategies: dict[str, Config], folder: Path, *,
             progress: bool = True) -> "RunResult":  # fmt: skip
     """Run the task. `names`: the option chosen of each group; `strategies`: for compare, nodes of group `gradient`.
 
@@ -67,7 +67,7 @@ def perform(config: Config, names: dict[str, str], strategies: dict[str, Config]
         return train(problem, solver, gradient, config["optimizer"], settings, tracker)
 
 
-def _settings(config: Config, names: dict[str, str], folder: Path, progress: bool) -> "Settings":
+def _settings(config: Config, names: dict[str, Any], folder: Path, progress: bool) -> "Settings":
     from implicitexp.run import Settings
 
     return Settings(
@@ -90,7 +90,7 @@ def _settings(config: Config, names: dict[str, str], folder: Path, progress: boo
     )
 
 
-def _name(config: Config, names: dict[str, str], group: str) -> str:
+def _name(config: Config, names: dict[str, Any], group: str) -> str:
     """The option's name; a configuration without groups (the config.yaml of a run) has the class's name only."""
     return names.get(group) or config[group]["_target_"].rpartition(".")[2].lower()
 

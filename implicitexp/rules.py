@@ -16,9 +16,9 @@ class Rule:
     """What one key may be. `above` is exclusive, `least` and `largest` are inclusive."""
 
     types: tuple[str, ...] = ()
-    above: float | None = None
-    least: float | None = None
-    largest: float | None = None
+    above: int | float | None = None
+    least: int | float | None = None
+    largest: int | float | None = None
     choices: tuple[Any, ...] = ()
     null: bool = False
 
@@ -51,7 +51,7 @@ class Rule:
             return False
         return isinstance(value, int | float) and self._within(value)
 
-    def _within(self, value: float) -> bool:
+    def _within(self, value: int | float) -> bool:
         return (
             math.isfinite(value)
             and (self.above is None or value > self.above)

@@ -21,7 +21,7 @@ Config = dict[str, Any]
 Kinds = Callable[[], dict[str, str | None]]
 
 
-def validated(composed: DictConfig, solver_kinds: Kinds = dict, names: dict[str, str] | None = None) -> Config:
+def validated(composed: DictConfig, solver_kinds: Kinds = dict, names: dict[str, Any] | None = None) -> Config:
     """The configuration as plain data, interpolations resolved, without `hints`.
 
     `solver_kinds`: finds the solvers' options and the kind that each is for, to name those that would work.
@@ -65,7 +65,7 @@ def one_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
 
 
-def _check_top(composed: DictConfig, names: dict[str, str]) -> None:
+def _check_top(composed: DictConfig, names: dict[str, Any]) -> None:
     """The keys at the top are ours, no group is missing, and what must be a node is one."""
     valid = [*{key.partition(".")[0] for key in rules.TOP}, *GROUPS, "hints"]
     for key in composed:
@@ -89,6 +89,9 @@ def _check_top(composed: DictConfig, names: dict[str, str]) -> None:
 
 def _check_choices(composed: DictConfig) -> None:
     """Choices that other keys depend on, so before interpolations are resolved."""
+    for key in ("task", "precision"):
+        if not (OmegaConf.is_interpolation(composed, key) or OmegaConf.is_missing(composed, key)):
+            rules.TOP[key].check(key, composed[key])
     choices = OmegaConf.select(composed, "hints.choices", default={})
     if not isinstance(choices, dict | DictConfig):
         raise ConfigError("hints.choices: must be a node of keys and lists, as config.yaml explains.")
@@ -153,7 +156,7 @@ def _check_problem(problem: Config, hints: Config) -> None:
             raise ConfigError(f"problem.{key}={shown(problem[key])}: must be a list of {length} numbers.")
 
 
-def numbers(key: str, value: Any) -> list[float]:
+def numbers(key: str, value: Any) -> list[int | float]:
     """One number or a list of them; nothing where the key is absent."""
     values = value if isinstance(value, list) else [] if value is None else [value]
     for x in values:
@@ -186,7 +189,7 @@ def nodes(key: str, node: Any) -> Iterator[tuple[str, Config]]:
             yield from nodes(f"{key}[{i}]", inner)
 
 
-def _check_pairs(config: Config, hints: Config, solver_kinds: Kinds, names: dict[str, str]) -> None:
+def _check_pairs(config: Config, hints: Config, solver_kinds: Kinds, names: dict[str, Any]) -> None:
     """Solver and strategy fit the kinds of equation, where the YAML says which these are."""
     kinds, wanted = hints.get("kinds"), hints.get("solver_kind")
     if not kinds:
