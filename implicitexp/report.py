@@ -191,10 +191,18 @@ def record_facts(folder: Any, outcome: Any) -> Facts:
 
 
 def markdown_facts(title: str, facts: Facts) -> str:
-    """The same as Markdown. The first line is the answer: MLflow's lists show no more."""
-    answer = dict(facts).get("gradient error, last", "")
+    """The same as Markdown. The first line is the answer, since MLflow's lists show no more, and the first four lines
+    are the summary: a run's page folds away what is below them."""
+    known = dict(facts)
+    first, last = known.get("gradient error, first", "unknown"), known.get("gradient error, last", "unknown")
+    lines = [
+        f"**{title}: gradient error {last}** at the last parameters, {first} at the first",
+        f"Ground truth: {known['ground truth']}",
+        f"Status: {known['status']}, loss {known['loss']}",
+        f"Cost: {known.get('cost', 'not measured')}",
+    ]
     rows = "\n".join(f"| {name} | {value.replace('|', '/')} |" for name, value in facts)
-    return f"{title}: gradient error {answer}\n\n| | |\n|---|---|\n{rows}\n"
+    return "  \n".join(lines) + f"\n\n| | |\n|---|---|\n{rows}\n"
 
 
 COMPARE_COLUMNS = ("gradient", "relative error", "worst component", "program error", "gradient / forward", "compile s",
@@ -243,8 +251,10 @@ def print_compare(title: str, rows: list[dict[str, Any]], forward_ms: float | No
 
 
 def markdown_compare(title: str, rows: list[dict[str, Any]], forward_ms: float | None, caption: str) -> str:
-    """The table of a comparison as Markdown."""
+    """The table of a comparison as Markdown, below what can be seen of it without unfolding."""
+    errors = ", ".join(f"{row['label']} {row['error_text']}" for row in rows)
     head = "| " + " | ".join(COMPARE_COLUMNS) + " |\n|" + "---|" * len(COMPARE_COLUMNS)
     cells = [[*compare_cells(row, forward_ms), row["remark"] or ""] for row in rows]
     body = "\n".join("| " + " | ".join(x.replace("|", "/") for x in row) + " |" for row in cells)
-    return f"{title}: best {rows[0]['label'] if rows else 'none'}\n\n{head}\n{body}\n\n{caption}\n"
+    answer = f"**{title}: best {rows[0]['label'] if rows else 'none'}**  \nRelative errors: {errors}"
+    return f"{answer}\n\n{head}\n{body}\n\n{caption}\n"

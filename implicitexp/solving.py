@@ -118,7 +118,7 @@ def _differentiate(cell: Any, call: Call, tap: Tap | None) -> tuple[PyTree, Stat
         return _poisoned(value, stats.converged), stats
 
     def rule(primals, tangents):
-        flat, _ = primals
+        flat = [jnp.asarray(x) for x in primals[0]]  # eager jax.grad(f)(0.1) hands over the number itself
         moving = [i for i, p in enumerate(positions) if allowed[p] and not _is_zero(tangents[0][i])]
         call, cell = rebuild(flat)
         value, stats, residuals = cell.linearize(Split.of(call, tuple(positions[i] for i in moving)))

@@ -11,6 +11,7 @@ import pytest
 from strategy_cases import CASES, Case
 
 from implicitexp import solvers
+from implicitexp.equations import Root
 from implicitexp.solving import solve, zero_tap
 from implicitexp.strategies import Adjoint, FiniteDifference, Forward, Implicit, PerKind, ProgramTangent, Unroll
 
@@ -187,3 +188,15 @@ def test_eager_and_vmap_of_gradient(kind, strategy, float64):
     first = jax.tree.map(lambda x: x[0], p)
     eager = jax.grad(lambda p: loss(case, strategy, p))(first)
     assert error(eager, jax.tree.map(lambda x: x[0], expected)) < tolerance(kind, strategy)
+
+
+@pytest.mark.parametrize("strategy", [Implicit(), Unroll()], ids=["implicit", "unroll"])
+def test_eager_gradient_by_a_plain_number(strategy):
+    """`jax.grad(f)(0.1)` without jit hands the number itself, no array, to the derivative rules. Kepler's equation:
+    dE/de = sin E / (1 - e cos E)."""
+
+    def anomaly(e):
+        return solve(Root(lambda E, e: E - e * jnp.sin(E) - 1.0, 1.0), e, gradient=strategy).value
+
+    E = float(anomaly(0.1))
+    assert float(jax.grad(anomaly)(0.1)) == pytest.approx(np.sin(E) / (1 - 0.1 * np.cos(E)), rel=1e-5)

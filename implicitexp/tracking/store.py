@@ -1,5 +1,6 @@
 """One MLflow store, and how a message is told to it. Imports MLflow when it is first needed."""
 
+import base64
 import contextlib
 import fcntl
 import getpass
@@ -8,6 +9,7 @@ import os
 import re
 import sqlite3
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,11 +32,18 @@ REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALRE
 # The pages open on their part for language models unless an experiment says what it is, and its table of runs has no
 # metrics until somebody chooses them: MLflow keeps such a choice in a tag, and an address can ask for it by name.
 VIEW = "implicitexp"
+
+
+def deflated(state: dict[str, Any]) -> str:
+    """As MLflow's pages write a view's state."""
+    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+
+
 COLUMNS = ("loss", "grad/relative_error", "reference/uncertainty", "grad/program_error", "cost/gradient_ms",
            "cost/compile_s", "solver/steps")  # fmt: skip
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
-    f"mlflow.sharedViewState.{VIEW}": json.dumps({"selectedColumns": [f"metrics.`{name}`" for name in COLUMNS]}),
+    f"mlflow.sharedViewState.{VIEW}": deflated({"selectedColumns": [f"metrics.`{name}`" for name in COLUMNS]}),
 }
 
 Message = dict[str, Any]
