@@ -16,7 +16,7 @@ from implicitexp.experiment import Experiment
 from implicitexp.record import Folder
 from implicitexp.reference import Referee, Reference
 from implicitexp.result import RunResult
-from implicitexp.run import SECONDS_FOR_TRACKER, Settings, Terminated, terminable
+from implicitexp.training import SECONDS_FOR_TRACKER, Settings, Terminated, terminable
 
 TRUSTED = 1e-3  # error + uncertainty, below which a strategy is sorted by what it costs and above which by its error
 PLAIN = {"_target_": "optax.sgd", "learning_rate": 1.0}  # a comparison trains nothing

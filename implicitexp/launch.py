@@ -1,4 +1,4 @@
-"""From a checked configuration to a run: JAX set up, objects built, then `run.train` or `compare.compare`."""
+"""From a checked configuration to a run: JAX set up, objects built, then `training.train` or `compare.compare`."""
 
 import importlib
 import inspect
@@ -13,7 +13,7 @@ from implicitexp.errors import ConfigError
 
 if TYPE_CHECKING:
     from implicitexp.result import RunResult
-    from implicitexp.run import Settings
+    from implicitexp.training import Settings
 
 Config = dict[str, Any]
 INTERRUPTED = (130, 143)  # exit statuses that end a whole sweep
@@ -61,14 +61,14 @@ def perform(config: Config, names: dict[str, Any], strategies: dict[str, Config]
 
             rows = {name: build(f"gradient={name}", node) for name, node in strategies.items()}
             return compare(problem, solver, rows, settings, tracker)
-        from implicitexp.run import train
+        from implicitexp.training import train
 
         gradient = build("gradient", config["gradient"])
         return train(problem, solver, gradient, config["optimizer"], settings, tracker)
 
 
 def _settings(config: Config, names: dict[str, Any], folder: Path, progress: bool) -> "Settings":
-    from implicitexp.run import Settings
+    from implicitexp.training import Settings
 
     return Settings(
         task=config["task"],

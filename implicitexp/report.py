@@ -11,7 +11,7 @@ from rich.table import Table
 from implicitexp.accuracy import format_error
 
 if TYPE_CHECKING:
-    from implicitexp.run import Settings, Training
+    from implicitexp.training import Settings, Training
 
 SECONDS_A_LINE = 3.0  # between two plain lines of progress
 WIDTH = 110  # of the report where no terminal gives one

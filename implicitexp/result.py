@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from implicitexp.record import Folder
-    from implicitexp.run import Settings, Training
+    from implicitexp.training import Settings, Training
 
 
 @dataclass(frozen=True)

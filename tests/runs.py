@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 import implicitexp
 from implicitexp import problems, solvers, strategies
-from implicitexp.run import Settings, train
 from implicitexp.tracking import open_tracker
+from implicitexp.training import Settings, train
 
 ADAM = {"_target_": "optax.adam", "learning_rate": 0.05}
 SCHEMA = {

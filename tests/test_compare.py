@@ -8,8 +8,8 @@ from runs import CHECK, COST
 from implicitexp import figures, problems, report, solvers, strategies
 from implicitexp.compare import compare, trade
 from implicitexp.errors import ConfigError
-from implicitexp.run import Settings
 from implicitexp.tracking import open_tracker
+from implicitexp.training import Settings
 
 ALL = {
     "unroll": strategies.Unroll(),
