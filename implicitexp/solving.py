@@ -72,7 +72,7 @@ def solve(
     call = Call(*canonical(equation, args), method)
     nested = is_inside_equation()
     value, stats = _differentiate(cell, call, None if nested else tap)
-    return Solution(value, {"converged": stats.converged, "steps": stats.steps})
+    return Solution(value, {"converged": jnp.asarray(stats.converged), "steps": jnp.asarray(stats.steps)})
 
 
 class Solve(eqx.Module):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+
 from implicitexp.equations import ODE, FixedPoint, Integral, Root
 
 

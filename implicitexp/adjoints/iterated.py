@@ -18,7 +18,7 @@ from implicitexp.solvers.algebraic import LoopAdjoint
 from implicitexp.solvers.anderson import AndersonAcceleration
 from implicitexp.solvers.base import PLAIN
 
-from .linear import Linearization
+from .linear import SINGULAR, Linearization
 
 PreconditionerName = Literal["last", "start", "identity"]
 HISTORY = 5
@@ -48,7 +48,9 @@ class Iterated(eqx.Module):
             adjoint=LoopAdjoint(PLAIN),
         )
         w = sol.value
-        converged = (sol.result == optx.RESULTS.successful) & jnp.all(jnp.isfinite(w))
+        # So large a w does not move when the right-hand side, of norm one, is added: it looks converged and is not.
+        regular = jnp.linalg.norm(w) < SINGULAR / jnp.finfo(b.dtype).eps
+        converged = (sol.result == optx.RESULTS.successful) & regular & jnp.all(jnp.isfinite(w))
         return w, converged, jnp.asarray(sol.stats["num_steps"], jnp.int32), jnp.linalg.norm(step(w) - w)
 
 

@@ -1,0 +1,168 @@
+"""A solve that does not converge is NaN in its own lane, counted by the tap, and changes nothing beside it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from implicitexp import solvers
+from implicitexp.equations import ODE, FixedPoint, Integral, Root
+from implicitexp.solving import solve, zero_tap
+from implicitexp.strategies import Adjoint, FiniteDifference, Forward, Implicit, Unroll
+
+ROUND_OFF = 1e-12  # float64, the same operations in another order
+
+STRATEGIES = [Unroll(), Implicit(), Adjoint(), Forward(), FiniteDifference()]
+
+
+class Fault(NamedTuple):
+    """An equation of one parameter that has a solution at `good` and none at `bad`."""
+
+    name: str
+    equation: Any
+    good: float
+    bad: float
+    solver: Any = None
+
+    def __str__(self):
+        return self.name
+
+
+FAULTS = [
+    Fault("root that does not exist", lambda a: Root(lambda y, a: y**2 - a, 1.0), 2.0, -1.0),
+    Fault("diverging fixed point", lambda a: FixedPoint(lambda y, a: a * y + 1.0, 0.5), 0.5, 3.0, solvers.Picard()),
+    Fault("fixed point that does not exist", lambda a: FixedPoint(lambda y, a: y**2 + a, 0.0), 0.1, 0.5),
+    Fault(
+        "ODE that blows up",
+        lambda a: ODE(lambda t, y, a: a * y**2, 1.0, 0.0, 1.0),
+        0.5,
+        2.0,
+        solvers.Tsit5(max_steps=200),
+    ),
+    Fault("divergent integral", lambda a: Integral(lambda x, a: x**a, 0.0, 1.0), 0.5, -2.0),
+]
+FAST = {
+    "root that does not exist": STRATEGIES,
+    "diverging fixed point": STRATEGIES[1:3],
+    "ODE that blows up": STRATEGIES[2:3],
+}
+CASES = [
+    pytest.param(f, s, marks=[] if s in FAST.get(f.name, []) else [pytest.mark.slow], id=f"{f}-{s}")
+    for f in FAULTS
+    for s in STRATEGIES
+]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("fault", "strategy"), CASES)
+def test_only_the_lane_that_fails(fault, strategy):
+    """Forward: value and gradient of that lane are NaN, under jit and vmap; the other lanes' are as without it."""
+
+    @jax.jit
+    def run(a, tap):
+        def total(a, tap):
+            def one(a):
+                return solve(fault.equation(a), a, solver=fault.solver, gradient=strategy, tap=tap).value
+
+            value = jax.vmap(one)(a)
+            return jnp.sum(value), value
+
+        return jax.value_and_grad(total, (0, 1), has_aux=True)(a, tap)
+
+    (_, together), (gradient, tap) = run(jnp.array([fault.good, fault.bad, fault.good]), zero_tap())
+    (_, alone), (expected, _) = run(jnp.array([fault.good, fault.good, fault.good]), zero_tap())
+    assert np.isnan(together[1])
+    assert np.isnan(gradient[1])
+    assert np.all(np.isfinite(alone))
+    beside = np.array([0, 2])
+    np.testing.assert_allclose(together[beside], alone[beside], rtol=ROUND_OFF)
+    np.testing.assert_allclose(gradient[beside], expected[beside], rtol=ROUND_OFF)
+    assert tap["solves"] == 3
+    assert tap["unconverged"] == 1
+
+
+def kept(c):
+    """y1 = c y1: at c = 1 every y1 is a fixed point, so the solve converges and the derivative does not exist."""
+    return FixedPoint(lambda y, args: jnp.stack([0.5 * y[0] + args, c * y[1] + args]), jnp.array([1.0, 1.0]))
+
+
+SINGULAR = [
+    Adjoint(max_steps=50),
+    Forward(),
+    *(Implicit(linear_solver=n) for n in ("lu", "qr", "cg", "gmres", "bicgstab", "normal_cg")),
+]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("strategy", SINGULAR, ids=str)
+def test_singular_jacobian(strategy):
+    """Backward: the value stands, the gradient of that lane alone is NaN, and the tap says so."""
+
+    def one(a, c, tap):
+        return jnp.sum(solve(kept(c), a, gradient=strategy, solver=solvers.Picard(), tap=tap).value)
+
+    def total(a, tap):
+        value = jax.vmap(lambda a, c: one(a, c, tap))(a, jnp.array([0.25, 1.0, 0.25]))
+        return jnp.sum(value), value
+
+    gradient, tap = jax.jit(jax.grad(total, (0, 1), has_aux=True))(jnp.zeros(3), zero_tap())[0]
+    assert np.isnan(gradient[1])
+    np.testing.assert_allclose(np.asarray(gradient)[[0, 2]], 2 + 4 / 3, rtol=1e-8)  # to the iteration's tolerance
+    assert tap["unconverged"] == 0
+    assert tap["adjoint_unconverged"] == 1
+
+
+BACKWARD = [
+    (ODE(lambda t, y, a: a * y, 1.0, 0.0, 1.0), Adjoint(max_steps=2)),
+    (ODE(lambda t, y, a: a * y, 1.0, 0.0, 1.0), Adjoint(method="backsolve", max_steps=2)),
+    pytest.param(
+        Integral(lambda x, a: a / (x**2 + 1e-4), -1.0, 1.0), Adjoint(max_steps=2), marks=pytest.mark.slow, id="integral"
+    ),
+    (
+        Root(lambda y, a: jnp.stack([3 * y[0] + y[1], y[1] - 2 * y[0]]) - a, np.ones(2)),
+        Adjoint(preconditioner="identity", max_steps=2),
+    ),
+]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("equation", "strategy"), BACKWARD, ids=lambda x: getattr(x, "kind", ""))
+def test_backward_solve_that_ends_early(equation, strategy):
+    gradient, tap = jax.jit(
+        jax.grad(lambda a, tap: jnp.sum(solve(equation, a, gradient=strategy, tap=tap).value), (0, 1))
+    )(jnp.array(0.5), zero_tap())
+    assert np.isnan(gradient)
+    assert tap["unconverged"] == 0
+    assert tap["adjoint_unconverged"] == 1
+
+
+def test_scan_and_several_calls_add_up(float64):
+    """Three passes of a scan with two solves each; the second pass's root does not exist."""
+
+    def loss(a, tap):
+        def step(total, a):
+            y = solve(Root(lambda y, a: y**2 - a, 1.0), a, tap=tap).value
+            z = solve(FixedPoint(lambda z, a: 0.5 * z + a, 0.0), a, tap=tap).value
+            return total + z, y
+
+        total, ys = jax.lax.scan(step, 0.0, a)
+        return total + jnp.sum(ys), ys
+
+    (gradient, tap), ys = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(jnp.array([1.0, -1.0, 4.0]), zero_tap())
+    assert np.isnan(ys[1])
+    np.testing.assert_allclose(np.asarray(ys)[[0, 2]], [1.0, 2.0], rtol=ROUND_OFF)
+    assert np.isnan(gradient[1])
+    np.testing.assert_allclose(np.asarray(gradient)[[0, 2]], [2.5, 2.25], rtol=1e-9)
+    assert (tap["solves"], tap["unconverged"]) == (6, 1)
+
+
+def test_statistics_of_a_solution(float64):
+    """`converged` and `steps` are per lane, and need no tap."""
+    equation = Root(lambda y, a: y**2 - a, 1.0)
+    stats = jax.vmap(lambda a: solve(equation, a).stats)(jnp.array([4.0, -4.0]))
+    assert stats["converged"].tolist() == [True, False]
+    assert stats["steps"].dtype == jnp.int32
+    assert 3 <= stats["steps"][0] < 10
+    assert stats["steps"][1] == solvers.Newton().max_steps
