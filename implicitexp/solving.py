@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from implicitexp import mixed_precision as mixed_precision  # repairs JAX when it is imported
 from implicitexp import solvers
 from implicitexp.equations import ODE, AbstractEquation, FixedPoint, Integral, Root, Solution, Stats
 from implicitexp.errors import Unsupported
