@@ -84,15 +84,14 @@ def _watch(server: subprocess.Popen[bytes], uri: str, base: str, complaints: IO[
 def run_tables(uri: str, base: str) -> list[str]:
     """A line for each experiment, the newest first: its name and the address of its table of runs.
 
-    `/experiments/ID` alone lands on a page for language models. Sorted by a metric, the best run stands first and the
-    strategies of a comparison are unfolded.
+    `/experiments/ID` alone lands on a page for language models. An order in the address
+    would switch the view off, whose columns and order are in a tag of the experiment.
     """
     client = connect(uri)
     found = client.search_experiments(max_results=MOST_EXPERIMENTS, order_by=["last_update_time DESC"])
     named = [experiment for experiment in found if experiment.name != "Default"]
     width = max((len(experiment.name) for experiment in named), default=0)
-    order = "orderByKey=metrics.%60grad%2Frelative_error%60&orderByAsc=true"
-    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}&{order}"
+    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
     return [f"{e.name:<{width}}  {base}/#/experiments/{e.experiment_id}/runs?{query}" for e in named]
 
 

@@ -39,11 +39,17 @@ def deflated(state: dict[str, Any]) -> str:
     return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
 
 
-COLUMNS = ("loss", "grad/relative_error", "reference/uncertainty", "grad/program_error", "cost/gradient_ms",
-           "cost/compile_s", "solver/steps")  # fmt: skip
+COLUMNS = ("loss", "grad/relative_error", "reference/uncertainty", "grad/program_error", "cost/gradient_ms")
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
-    f"mlflow.sharedViewState.{VIEW}": deflated({"selectedColumns": [f"metrics.`{name}`" for name in COLUMNS]}),
+    f"mlflow.sharedViewState.{VIEW}": deflated(
+        {
+            "selectedColumns": [f"metrics.`{name}`" for name in COLUMNS],
+            # Sorted by a metric, the best run stands first and the strategies of a comparison are unfolded.
+            "orderByKey": "metrics.`grad/relative_error`",
+            "orderByAsc": True,
+        }
+    ),
 }
 
 Message = dict[str, Any]
