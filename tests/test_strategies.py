@@ -93,7 +93,9 @@ def exact_batched_gradient(case, p):
     return jax.grad(lambda p: jnp.sum(jax.vmap(lambda p: exact_loss(case, p))(p)))(p)
 
 
-CELLS = [(kind, strategy) for kind in CASES for strategy in STRATEGIES] + VARIANTS
+CELLS = [(kind, strategy) for kind in CASES for strategy in STRATEGIES] + [
+    pytest.param(*row, marks=pytest.mark.slow) for row in VARIANTS
+]
 
 
 @pytest.mark.usefixtures("float64")
@@ -121,6 +123,7 @@ def test_closed_forms_are_right(kind, float64):
     assert error(value, case.exact(p)) < STEPPED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
 def test_forward_mode_and_second_derivatives(kind, float64):
     """A tangent through the same rule, and the derivative of the gradient along it (forward over reverse)."""
@@ -138,7 +141,7 @@ def test_forward_mode_and_second_derivatives(kind, float64):
         assert error(second, exact) < STEPPED
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", ["root", "fixed_point", pytest.param("ode", marks=pytest.mark.slow), "integral"])
 def test_single_precision(kind):
     """The results stay float32, and are right to single precision."""
     case = CASES[kind]
