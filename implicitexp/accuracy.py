@@ -19,6 +19,9 @@ from implicitexp.witnesses import forward_gradient as forward_gradient
 
 # A component's error is relative to its size, or to this part of its leaf's root mean square if that is larger.
 COMPONENT_FLOOR = 1e-3
+# Trust is lost by a component's error relative to its size, or to this part of its leaf's root mean square: the rounding
+# of a large component must not condemn a tiny one beside it.
+TRUST_FLOOR = 0.1
 # A component's error below this many units of rounding of the whole gradient's root mean square is rounding.
 COMPONENT_ROUNDING = 10.0
 # Two ways through one program differ by their rounding: a program error is never stated below this many units of it.
@@ -40,6 +43,7 @@ class GradientCheck:
     resolved: bool  # the error is above its uncertainty: it is a number and not a bound
     worst: dict[str, Any]  # leaf, index, relative_error of the component that is the most wrong
     remark: str | None = None
+    component_error: float | None = None  # as `worst`, with TRUST_FLOOR in the place of COMPONENT_FLOOR
 
     def as_dict(self) -> dict[str, Any]:
         """C of result.json: plain numbers, None where one is not defined or not finite."""
@@ -55,12 +59,12 @@ class GradientCheck:
         }
 
     def trusted(self, tolerance: float) -> bool:
-        """Whether error + uncertainty, and the worst component's error, are at most `tolerance`. Where the true
+        """Whether error + uncertainty, and the error of every component, are at most `tolerance`. Where the true
         gradient is zero there is no relative error, and the absolute one counts."""
         if self.relative_error is None or self.uncertainty is None:
             return self.absolute_error is not None and self.uncertainty is not None and self.absolute_error <= tolerance
-        worst = self.worst["relative_error"]
-        return self.relative_error + self.uncertainty <= tolerance and worst is not None and worst <= tolerance
+        component = self.component_error
+        return self.relative_error + self.uncertainty <= tolerance and component is not None and component <= tolerance
 
     def __str__(self) -> str:
         error = format_error(self.relative_error, self.uncertainty)
@@ -108,10 +112,11 @@ def judge(
     if directional:
         remarks.append("program error: directional")
     resolved = absolute is not None and not absolute <= uncertain
-    worst = _worst(value, error, reference, eps)
+    worst = _worst(value, error, reference, eps, COMPONENT_FLOOR)
+    component_error = _worst(value, error, reference, eps, TRUST_FLOOR)["relative_error"]
     return GradientCheck(
         value, _norm(vector), absolute, relative, cosine, off_program, uncertainty, resolved, worst,
-        "; ".join(remarks) or None,
+        "; ".join(remarks) or None, component_error,
     )  # fmt: skip
 
 
@@ -127,7 +132,7 @@ def _difference(value: Any, vector: np.ndarray, reference: Reference) -> tuple[n
     return vector - truth, truth, uncertain
 
 
-def _worst(value: Any, error: np.ndarray, reference: Reference, eps: float) -> dict[str, Any]:
+def _worst(value: Any, error: np.ndarray, reference: Reference, eps: float, floor: float) -> dict[str, Any]:
     """The component with the largest relative error beyond what the reference's uncertainty and the rounding explain."""
     if reference.gradient is None:
         return {"leaf": None, "index": None, "relative_error": None}
@@ -149,7 +154,7 @@ def _worst(value: Any, error: np.ndarray, reference: Reference, eps: float) -> d
         if start == end:
             continue
         part, t = excess[start:end], truth[start:end]
-        scale = np.maximum(np.maximum(np.abs(t), COMPONENT_FLOOR * _rms(t)), np.finfo(float).tiny)
+        scale = np.maximum(np.maximum(np.abs(t), floor * _rms(t)), np.finfo(float).tiny)
         with np.errstate(over="ignore"):
             ratio = part / scale
         i = int(np.argmax(ratio))

@@ -51,11 +51,11 @@ def _abstract_eval(*operands: Any, fn: Callable, shapes: Any):
 
 def _batch(operands, dims, *, fn, shapes):
     """Lane by lane. Each lane binds anew, so that a vmap around this one is a loop of loops."""
-    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not batching.not_mapped)
+    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
     lanes = []
     for i in range(size):
         one = [
-            x if d is batching.not_mapped else jax.lax.index_in_dim(x, i, d, keepdims=False)
+            x if d is None else jax.lax.index_in_dim(x, i, d, keepdims=False)
             for x, d in zip(operands, dims, strict=True)
         ]
         lanes.append(_host_call_p.bind(*one, fn=fn, shapes=shapes))

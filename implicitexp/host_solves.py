@@ -6,6 +6,7 @@ fixed point: Newton's method with dense LAPACK from the program's own solution, 
 `scipy.integrate.quad_vec` of the value, and of its derivative with the boundary terms.
 """
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable
@@ -31,11 +32,21 @@ LARGEST_STIFF_SYSTEM = 200  # for Radau, which factors a matrix of this size
 LARGEST_ROOT = 500  # unknowns of a root or fixed point
 TIGHTEST = 3e-14  # relative tolerance below which SciPy's solvers warn
 POLISHING_STEPS = 20  # of Newton's method; it stops when the step no longer shrinks
+NEIGHBORS = (-7, -5, -3, -2, -1, 0, 1, 2, 3, 5, 7)  # units of rounding away from a root, where its residual is sampled
+ROUGHLY = 0.1  # relative tolerance of an integral that is needed to its magnitude
 INTERVALS = 2000  # of quad_vec
 
 
 class HostTooSlow(NoReference):
     """The host needs more than its time; the caller has another pair of computations."""
+
+
+@dataclasses.dataclass
+class Notes:
+    """What the host's solves found on the way, the worst of all: by which rounding enters a gradient."""
+
+    condition: float = 1.0  # of a Jacobian whose rows have been brought to one size
+    noise: float = 0.0  # rounding of a root, relative to its norm
 
 
 class HostLimits(eqx.Module):
@@ -44,6 +55,7 @@ class HostLimits(eqx.Module):
     tolerance: float = eqx.field(static=True)
     deadline: float = eqx.field(static=True)
     stiff: bool = eqx.field(static=True, default=False)
+    notes: Notes = eqx.field(default_factory=Notes)
 
     def check(self) -> None:
         if time.perf_counter() > self.deadline:
@@ -309,6 +321,7 @@ class _Implicit:
         def at(arrays):
             return eqx.combine(arrays, static).theta
 
+        self.static = static
         self.start = _compiled(start)
         self.residual = _compiled(lambda arrays, y: f(arrays, at(arrays), y))
         self.jacobian = _compiled(lambda arrays, y: jax.jacrev(lambda y: f(arrays, at(arrays), y))(y))
@@ -330,7 +343,22 @@ class _Implicit:
             if not size < smallest:
                 break
             y, smallest = y - step, size
+        self._note(arrays, y)
         return unravel(jnp.asarray(y))
+
+    def _note(self, arrays: Any, y: np.ndarray) -> None:
+        """How ill-conditioned the solution is: the residual's own rounding is what it scatters by between neighbors of
+        y, beyond what its Jacobian explains, and the Jacobian amplifies it."""
+        matrix, here = np.asarray(self.jacobian(arrays, y)), np.asarray(self.residual(arrays, y))
+        scatter = np.zeros_like(here)
+        for k in NEIGHBORS:
+            moved = y * (1 + k * np.finfo(float).eps)
+            scatter = np.maximum(scatter, np.abs(np.asarray(self.residual(arrays, moved)) - matrix @ (moved - y)))
+        notes = eqx.combine(arrays, self.static).call().solver.limits.notes
+        rows = np.abs(matrix).max(axis=1, keepdims=True)
+        notes.condition = max(notes.condition, float(np.linalg.cond(matrix / np.where(rows > 0, rows, 1))))
+        moves = np.linalg.norm(np.abs(np.linalg.pinv(matrix)) @ scatter)
+        notes.noise = max(notes.noise, float(moves / max(np.linalg.norm(y), np.finfo(float).tiny)))
 
     def push(self, arrays: Any, value: PyTree, tangents: list[Array]) -> PyTree:
         y = np.asarray(ravel_pytree(value)[0])
@@ -428,14 +456,23 @@ class _Leibniz:
             one = np.asarray(self.shift_backward(arrays, np.eye(2)[index]))
             if np.isfinite(end) and np.any(one != 0):
                 total = total + sign * one * float(np.asarray(self.integrand(arrays, end)) @ c)
+        self._note(arrays, lambda x: np.abs(self.backward(arrays, x, c)), total)
         return ravel_pytree(theta)[1](jnp.asarray(total * size))
+
+    def _note(self, arrays: Any, magnitude: Callable, total: np.ndarray) -> None:
+        """The condition of a sum whose parts cancel: the integral of |f| over that of f."""
+        notes = eqx.combine(arrays, self.static).call().solver.limits.notes
+        size = np.linalg.norm(total)
+        if size > 0:
+            spread = np.linalg.norm(self._quad(arrays, magnitude, ROUGHLY))
+            notes.condition = max(notes.condition, float(spread / size))
 
     def _unravel(self, arrays: Any) -> Callable:
         call = eqx.combine(arrays, self.static).call()
         example = jax.eval_shape(call.equation.integrand, call.equation.lower, call.args)
         return ravel_pytree(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), example))[1]
 
-    def _quad(self, arrays: Any, fn: Callable) -> np.ndarray:
+    def _quad(self, arrays: Any, fn: Callable, tolerance: float | None = None) -> np.ndarray:
         limits = eqx.combine(arrays, self.static).call().solver.limits
         lower, upper = (float(x) for x in self.limits(arrays))
 
@@ -446,6 +483,12 @@ class _Leibniz:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a round-off warning: the comparison of two computations says how much
             total, _ = scipy.integrate.quad_vec(
-                counted, lower, upper, epsabs=1e-300, epsrel=limits.tolerance, norm="max", limit=INTERVALS
+                counted,
+                lower,
+                upper,
+                epsabs=1e-300,
+                epsrel=limits.tolerance if tolerance is None else tolerance,
+                norm="max",
+                limit=INTERVALS,
             )
         return total

@@ -45,6 +45,8 @@ class Value(NamedTuple):
 
     loss: float
     gradient: np.ndarray
+    condition: float = 1.0  # of the worst Jacobian on the way
+    noise: float = 0.0  # relative rounding of the worst root on the way
 
 
 class Computation(NamedTuple):
@@ -86,6 +88,9 @@ def pairs_for(uses: list[Any], solver: Any) -> list[Pair]:
                                 _in_jax(Continuous(stiff=stiff), solver))  # fmt: skip
             second = Computation(_name(HOST_NAMES, kinds, "Radau" if stiff else "DOP853"), _on_host(solver, stiff))
             pairs.append(Pair(first, second, SMALL_TOLERANCES, has_roots, expensive=False))
+    if "integral" in kinds and pairs:  # the derivative of an integrand may be harder to integrate than the integrand
+        first = Computation(_name(DISCRETE_NAMES, kinds, "Dopri8"), _in_jax(Discrete(), solver))
+        pairs.append(dataclasses.replace(pairs[0], first=first))
     for stiff in stiffness:
         first = Computation(_name(DISCRETE_NAMES, kinds, "Kvaerno5" if stiff else "Dopri8"),
                             _in_jax(Discrete(stiff=stiff), solver))  # fmt: skip
@@ -137,10 +142,11 @@ def _on_host(solver: Any, stiff: bool) -> Callable[..., Value]:
 
     def run(problem, params, batch, tolerance, nudge, deadline):
         del nudge
-        solve = HostSolve(solver, HostLimits(tolerance, deadline, stiff))
+        limits = HostLimits(tolerance, deadline, stiff)
+        solve = HostSolve(solver, limits)
         with jax.disable_jit():
             loss, gradient = jax.value_and_grad(lambda p: scalar(problem.loss(p, batch, solve)))(params)
-        return Value(float(loss), flat(gradient))
+        return Value(float(loss), flat(gradient), limits.notes.condition, limits.notes.noise)
 
     return run
 

@@ -104,8 +104,8 @@ ROOTS = [
         lambda p: p["s"] ** 2, lambda y: y**2, s=-0.999, hard="the branch point is 0.001 away",
     ),
     case(
-        "arc cosine near one", root(lambda y, p: jnp.cos(y) - p["a"], 0.01), lambda p: jnp.arccos(p["a"]), a=0.99999,
-        hard="the Jacobian is 0.004",
+        "arc cosine near one", root(lambda y, p: jnp.cos(y) - p["a"], 0.01), lambda p: jnp.arccos(p["a"]), a=0.999,
+        hard="the Jacobian is 0.04",
     ),
     case(
         "ill-conditioned system", root(_ill, np.zeros(2)),
@@ -148,7 +148,7 @@ FIXED_POINTS = [
         "spiral", fixed(_spiral, np.zeros(2)), _spiral_exact, lambda y: jnp.sum(y**2), r=0.95, angle=0.3, b=1.5,
         hard="rotates",
     ),
-    case("tanh, slope 0.99", fixed(_slow, 0.3), lambda p: p["s"] ** 2, lambda y: y**2, s=0.4, w=0.99 / 0.84, hard="slow"),
+    case("tanh, slope 0.99", fixed(_slow, 0.3), lambda p: p["s"] ** 2, lambda y: y**2, s=0.05, w=0.992, hard="slow"),
     case(
         "vector", fixed(lambda y, p: 0.5 * jnp.roll(y, 1) + p["a"] * jnp.arange(1.0, 5.0, dtype=y.dtype), np.zeros(4)),
         lambda p: p["a"] * 20.0, a=0.3,
@@ -272,7 +272,7 @@ INTEGRALS = [
         hard="19 periods",
     ),
     case(
-        "vector", integral(lambda x, p: jnp.stack([p["a"] * x, jnp.exp(p["b"] * x)]), 0.0, 1.0),
+        "vector integrand", integral(lambda x, p: jnp.stack([p["a"] * x, jnp.exp(p["b"] * x)]), 0.0, 1.0),
         lambda p: p["a"] / 2 + (jnp.exp(p["b"]) - 1) / p["b"], a=0.4, b=0.8,
     ),
     case(
@@ -293,4 +293,4 @@ def start(case: Case) -> Any:
 def exact_gradient(case: Case) -> Any:
     """The closed form's gradient, in float64."""
     with jax.enable_x64(True):
-        return jax.grad(lambda p: case.exact_loss(p, None))(jax.tree.map(jnp.asarray, start(case)))
+        return jax.tree.map(np.asarray, jax.grad(case.exact)(jax.tree.map(jnp.asarray, start(case))))
