@@ -10,6 +10,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
@@ -76,7 +77,7 @@ def assert_float64(problem: Any, params: PyTree, batch: PyTree) -> None:
         raise
     except (TypeError, ConfigError) as error:
         raise NoReference(f"The loss cannot be traced in float64: {_first_lines(error)} {REMEDY}") from error
-    out = closed.out_avals[0]
+    out: Any = closed.out_avals[0]
     if out.dtype != jnp.float64:
         raise NoReference(f"The loss is {out.dtype.name} when everything that goes into it is float64. {REMEDY}")
     _refuse_pinned(_needed(closed.jaxpr), "the loss")
@@ -137,7 +138,7 @@ def _narrow_operations(equations: Any) -> Iterator[tuple[str, str]]:
         if not inner:
             for out in eqn.outvars:
                 dtype = getattr(out.aval, "dtype", None)
-                if dtype is not None and not jax.dtypes.issubdtype(dtype, jax.dtypes.extended) and _is_narrow(dtype):
+                if dtype is not None and not jnp.issubdtype(dtype, jax.dtypes.extended) and _is_narrow(dtype):
                     yield eqn.primitive.name, dtype.name
 
 

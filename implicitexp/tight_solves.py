@@ -59,7 +59,7 @@ class Continuous(AbstractPlan):
         return tight_algebraic(equation, configured, tolerance, nudge), Implicit(rtol=tolerance, atol=tolerance)
 
     def pinned(self, solver):
-        return FixedEuler(solver.dt0, solver.max_steps), Unroll()
+        return FixedEuler(dt0=solver.dt0, max_steps=solver.max_steps), Unroll()
 
 
 class Discrete(AbstractPlan):
@@ -131,7 +131,7 @@ def tight_algebraic(equation: Any, configured: Any, tolerance: Any, nudge: Any) 
     unknowns = sum(jnp.size(x) for x in jax.tree.leaves(equation.y0))
     if unknowns <= DENSE_UNKNOWNS:
         polished = PolishedRoot if equation.kind == "root" else PolishedFixedPoint
-        return polished(configured, jnp.asarray(nudge))
+        return polished(inner=configured, nudge=jnp.asarray(nudge))
     return eqx.tree_at(lambda s: (s.rtol, s.atol), configured, (tolerance, tolerance), is_leaf=lambda x: x is None)
 
 
