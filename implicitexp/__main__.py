@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from hydra import main as hydra_main
@@ -37,10 +37,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import implicitexp
 from implicitexp import folders, launch, manual, validation
 from implicitexp.errors import ConfigError
-from implicitexp.words import suggestion
+from implicitexp.words import explained, one_line, suggestion
 
 if TYPE_CHECKING:
     from implicitexp.result import RunResult
@@ -49,7 +48,6 @@ CONFIG = "config"  # the primary configuration's name
 GROUPS = (*validation.GROUPS, "experiment")
 SHOWING = ("cfg", "info", "hydra_help", "shell_completion")  # flags that Hydra answers itself
 HYDRA = "1.3"  # whose defaults hold
-PER_KIND = "per_kind"  # the option of group `gradient` that mixes the others, so it has no row in a comparison
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,6 @@ class Command:
     @property
     def multirun(self) -> bool:
         return self.flags.multirun or "hydra.mode=MULTIRUN" in self.overrides
-
-    @property
-    def showing(self) -> bool:
-        """Hydra answers it without running anything."""
-        return any(getattr(self.flags, name) for name in SHOWING)
 
 
 def parse(argv: list[str]) -> Command:
@@ -99,24 +92,23 @@ def parsed(text: str) -> Override:
         return OverridesParser.create().parse_override(text)
     except (HydraException, ValueError) as error:
         example = "NAME=VALUE, as steps=100 or problem.P=[2,1]; quote what holds spaces or one of ,=[]{}()"
-        raise ConfigError(f"{text}: this cannot be read ({validation.one_line(error)}); write {example}.") from error
+        raise ConfigError(f"{text}: this cannot be read ({one_line(error)}); write {example}.") from error
 
 
 class Composer:
     """Composes and checks configurations, without Hydra's global state."""
 
-    def __init__(
-        self, config_dir: str | Path | None = None, config_name: str | None = None, primary: str | None = None
-    ):
+    def __init__(self, own: str | Path | None = None, name: str | None = None, main: str | Path | None = None):
+        """`own`: --config-dir; `name`: of the primary configuration; `main`: its folder, in place of ours."""
         version.setbase(HYDRA)
         setup_globals()
         OmegaConf.register_new_resolver("implicitexp.unique", folders.unique, use_cache=True, replace=True)
-        self.config_name = config_name or CONFIG
-        main = folders.shipped() if primary is None else folders.existing("--config-path", primary)
-        self.search_path: ConfigSearchPath = create_config_search_path(str(main))
-        if config_dir is not None:
-            own = f"file://{folders.existing('--config-dir', config_dir)}"
-            self.search_path.prepend(provider="command-line", path=own, anchor=SearchPathQuery(provider="schema"))
+        self.config_name = name or CONFIG
+        primary = folders.shipped() if main is None else folders.existing("--config-path", main)
+        self.search_path: ConfigSearchPath = create_config_search_path(str(primary))
+        if own is not None:
+            path = f"file://{folders.existing('--config-dir', own)}"
+            self.search_path.prepend(provider="command-line", path=path, anchor=SearchPathQuery(provider="schema"))
         self.loader = ConfigLoaderImpl(self.search_path)
         self.bases: dict[tuple[str, ...], DictConfig] = {}
         self.names: dict[tuple[str, ...], list[str]] = {}
@@ -128,11 +120,9 @@ class Composer:
                 if parsed(text).is_sweep_override():
                     raise ConfigError(f"{text}: several values are a sweep, for which -m is missing; a list is [1,2].")
             return [command.overrides]
-        overrides = [parsed(text) for text in command.overrides]
         # A sweeper of somebody else's may draw from an interval: the rest of the job can be checked all the same.
-        return BasicSweeper.split_arguments(
-            [x for x in overrides if not x.is_sweep_override() or x.is_discrete_sweep()], None
-        )[0]
+        listed = [x for x in map(parsed, command.overrides) if not x.is_sweep_override() or x.is_discrete_sweep()]
+        return BasicSweeper.split_arguments(listed, None)[0]
 
     def checked_jobs(self, command: Command) -> list[DictConfig]:
         """Every job of a command, composed. **Raises** `ConfigError` for the first that is wrong."""
@@ -167,7 +157,7 @@ class Composer:
         """What stands there before single values are changed."""
         if selections not in self.bases:
             self._check_names(selections)
-            with self._naming(selections), told():
+            with self._naming(selections), strictly():
                 self.bases[selections] = self.loader.load_configuration(self.config_name, list(selections), RunMode.RUN)
         return self.bases[selections]
 
@@ -175,10 +165,9 @@ class Composer:
         """The names of a group's files, those of the user's folders too."""
         asked = (group, *searchpath(selections))
         if asked not in self.names:
-            with told():
-                self.names[asked] = self.loader.get_group_options(
-                    group, config_name=self.config_name, overrides=list(asked[1:])
-                )
+            with strictly():
+                found = self.loader.get_group_options(group, config_name=self.config_name, overrides=list(asked[1:]))
+            self.names[asked] = found
         return self.names[asked]
 
     def _check_names(self, selections: tuple[str, ...]) -> None:
@@ -199,21 +188,20 @@ class Composer:
                     names = ", ".join(self.options(group, selections))
                     raise ConfigError(f"{group} is missing; choose one, as {group}=NAME. {group}s: {names}.") from error
             if isinstance(error.__cause__, UnicodeDecodeError):
-                bad = folders.not_text(source.path for source in self.loader.get_sources() if source.scheme() == "file")
+                bad = folders.not_text(source.path for source in self.loader.get_sources())
                 raise ConfigError(f"{', '.join(bad)}: {error}") from error
             raise
 
     def _plain(self, composed: DictConfig) -> validation.Config:
+        choices, hydra_overrides = dict(composed.hydra.runtime.choices), list(composed.hydra.overrides.hydra)
+
+        def solver_kinds() -> dict[str, str | None]:
+            nodes = options_of(self.loader, "solver", hydra_overrides)
+            return {name: OmegaConf.select(node, "hints.solver_kind") for name, node in nodes.items()}
+
         with hydra_config(composed):
             rest = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-            rest._set_parent(None)
-            choices, hydra_overrides = dict(composed.hydra.runtime.choices), tuple(composed.hydra.overrides.hydra)
-            return validation.validated(rest, lambda: self.solver_kinds(hydra_overrides), choices)
-
-    def solver_kinds(self, selections: tuple[str, ...] = ()) -> dict[str, str | None]:
-        """What kind of equation each solver is for."""
-        nodes = options_of(self.loader, "solver", selections)
-        return {name: OmegaConf.select(node, "hints.solver_kind") for name, node in nodes.items()}
+            return validation.validated(rest, solver_kinds, choices)
 
 
 def searchpath(overrides: Sequence[str]) -> list[str]:
@@ -248,34 +236,17 @@ def hydra_config(composed: DictConfig) -> Iterator[None]:
 def told() -> Iterator[None]:
     """What Hydra, OmegaConf and YAML raise about a configuration, as a `ConfigError` in one line."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # a folder of hydra.searchpath that is not there
-            yield
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{mark.name}, line {mark.line + 1}" if mark else "a YAML file"
-        raise ConfigError(f"{place}: this is not YAML: {error.problem or error.context}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"a YAML file is not text in UTF-8: {error}.") from error
+        yield
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, UserWarning, ValueError) as error:
-        cause = f": {validation.one_line(error.__cause__)}" if error.__cause__ is not None else ""
-        lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(f"{'; '.join(lines)}{cause}.".removeprefix(": ")) from error
+        raise ConfigError(explained(error)) from error
 
 
-def strategies(
-    loader: ConfigLoader, config: validation.Config, names: dict[str, Any], overrides: Sequence[str]
-) -> dict[str, validation.Config]:
-    """For compare: every option of group `gradient` with its defaults, the configured one as it is configured."""
-    if config["task"] != "compare":
-        return {}
-    found = {}
-    for name, node in options_of(loader, "gradient", overrides).items():
-        if name == PER_KIND:
-            continue
-        around = OmegaConf.create({**config, "gradient": node.get("gradient", node)})
-        found[name] = validation.resolved(around)["gradient"]
-    return found | {names.get("gradient") or "configured": config["gradient"]}
+@contextlib.contextmanager
+def strictly() -> Iterator[None]:
+    """As `told`, and what Hydra only warns of, a folder of hydra.searchpath that is not there, is an error, too."""
+    with told(), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        yield
 
 
 def job(composed: DictConfig) -> int:
@@ -287,7 +258,8 @@ def job(composed: DictConfig) -> int:
 
     def start(folder: Path) -> "RunResult":
         config = validation.validated(composed, names=names)
-        rows = strategies(GlobalHydra.instance().config_loader(), config, names, overrides)
+        loader = GlobalHydra.instance().config_loader()
+        rows = launch.strategies(config, names, lambda: options_of(loader, "gradient", overrides))
         return launch.perform(config, names, rows, folder)
 
     return launch.attempt(start, Path(hydra.runtime.output_dir))
@@ -298,7 +270,7 @@ def execute(command: Command, composer: Composer, composed: DictConfig) -> int:
     where = composed.hydra.sweep.dir if command.multirun else composed.hydra.run.dir
     hydra = Hydra.create_main_hydra2("implicitexp", composer.search_path)
     try:
-        with folders.none_left_empty(Path(str(where))):
+        with told(), folders.none_left_empty(Path(str(where))):
             if not command.multirun:
                 return hydra.run(composer.config_name, job, [*command.overrides, "hydra.mode=RUN"]).return_value
             batches = hydra.multirun(composer.config_name, job, [*command.overrides, "hydra.mode=MULTIRUN"])
@@ -325,18 +297,12 @@ def show(command: Command, argv: list[str]) -> int:
 
 def dispatch(argv: list[str]) -> int:
     """What the command line asks for -> exit status. **Raises** `ConfigError`."""
-    if argv[:1] == ["dashboard"]:
-        return manual.dashboard(argv[1:])
-    if "--help" in argv or "-h" in argv:
-        print(manual.text(folders.shipped(), manual.config_dir(argv)))
-        return 0
-    if "--version" in argv:
-        print(f"implicitexp {implicitexp.__version__}")
-        return 0
+    if (answered := manual.answer(argv)) is not None:
+        return answered
     command, composer = prepared(argv)
     if command.flags.cfg:
         composer.checked_jobs(command)
-    if command.showing:
+    if any(getattr(command.flags, name) for name in SHOWING):
         return show(command, argv)
     return execute(command, composer, composer.checked_jobs(command)[0])
 
@@ -374,7 +340,7 @@ def run(overrides: list[str], config_dir: str | Path | None = None, *, progress:
     config, composed = composer.checked(composer.jobs(command)[0])
     names, folder = dict(composed.hydra.runtime.choices), Path(str(composed.hydra.run.dir)).absolute()
     with folders.none_left_empty(folder):
-        rows = strategies(composer.loader, config, names, overrides)
+        rows = launch.strategies(config, names, lambda: options_of(composer.loader, "gradient", overrides))
         return launch.perform(config, names, rows, folder, progress=progress)
 
 

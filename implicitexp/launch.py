@@ -8,14 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from implicitexp import folders, tracking, validation
 from implicitexp.errors import ConfigError
+from implicitexp.words import one_line
 
 if TYPE_CHECKING:
     from implicitexp.result import RunResult
     from implicitexp.training import Settings
 
 Config = dict[str, Any]
+PER_KIND = "per_kind"  # the option of group `gradient` that mixes the others, so it has no row in a comparison
 INTERRUPTED = (130, 143)  # exit statuses that end a whole sweep
 
 
@@ -67,6 +71,20 @@ def perform(config: Config, names: dict[str, Any], strategies: dict[str, Config]
         return train(problem, solver, gradient, config["optimizer"], settings, tracker)
 
 
+def strategies(
+    config: Config, names: dict[str, Any], options: Callable[[], dict[str, DictConfig]]
+) -> dict[str, Config]:
+    """For compare: every option of group `gradient` with its defaults, the configured one as it is configured."""
+    if config["task"] != "compare":
+        return {}
+    found = {}
+    for name, node in options().items():
+        if name != PER_KIND:
+            around = OmegaConf.create({**config, "gradient": node.get("gradient", node)})
+            found[name] = validation.resolved(around)["gradient"]
+    return found | {names.get("gradient") or "configured": config["gradient"]}
+
+
 def _settings(config: Config, names: dict[str, Any], folder: Path, progress: bool) -> "Settings":
     from implicitexp.training import Settings
 
@@ -108,7 +126,7 @@ def build(key: str, node: Config) -> Any:
         raise type(error)(f"{key}: {error}") from error
     except Exception as error:
         target = node["_target_"]
-        raise ConfigError(f"{key}: {target} cannot be built: {validation.one_line(error)}.") from error
+        raise ConfigError(f"{key}: {target} cannot be built: {one_line(error)}.") from error
 
 
 def imported(key: str, target: str) -> Any:
@@ -123,7 +141,7 @@ def imported(key: str, target: str) -> Any:
             if "importlib" in last.filename or last.filename == __file__
             else f" ({last.filename}, line {last.lineno})"
         )
-        what = f"{type(error).__name__}: {validation.one_line(error)}"
+        what = f"{type(error).__name__}: {one_line(error)}"
         raise ConfigError(f"{key}={target} cannot be imported: {what}{place}.") from error
 
 

@@ -5,6 +5,8 @@ import re
 import textwrap
 from pathlib import Path
 
+import implicitexp
+from implicitexp import folders
 from implicitexp.errors import ConfigError
 
 WIDTH = 118
@@ -39,6 +41,19 @@ Flags
 
 Exit status: 0 done, 1 the run failed, 2 the configuration is wrong, 130 and 143 interrupted.
 """
+
+
+def answer(argv: list[str]) -> int | None:
+    """What needs no configuration: `dashboard`, `--help`, `--version` -> exit status; None: something else."""
+    if argv[:1] == ["dashboard"]:
+        return dashboard(argv[1:])
+    if "--help" in argv or "-h" in argv:
+        print(text(folders.shipped(), config_dir(argv)))
+        return 0
+    if "--version" in argv:
+        print(f"implicitexp {implicitexp.__version__}")
+        return 0
+    return None
 
 
 def text(shipped: Path, own: Path | None = None) -> str:
@@ -98,9 +113,7 @@ def config_dir(argv: list[str]) -> Path | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd", type=Path, nargs="?")
     found = parser.parse_known_args(argv)[0].config_dir
-    if found is not None and not found.is_dir():
-        raise ConfigError(f"--config-dir {found}: there is no such folder ({found.absolute()}).")
-    return found
+    return None if found is None else folders.existing("--config-dir", found)
 
 
 def dashboard(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from implicitexp import rules, targets
 from implicitexp.errors import ConfigError
-from implicitexp.words import kind, shown, suggestion
+from implicitexp.words import kind, one_line, shown, suggestion
 
 GROUPS = ("problem", "solver", "gradient", "optimizer", "device", "tracker")  # nodes of the configuration
 KIND_WORDS = {"root": "a root", "fixed_point": "a fixed point", "ode": "an ODE", "integral": "an integral"}
@@ -58,11 +58,6 @@ def missing_keys(composed: DictConfig) -> list[str]:
         return sorted(OmegaConf.missing_keys(composed))
     except OmegaConfBaseException:  # an interpolation that cannot be resolved, which is told later with its key
         return []
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, its first line, without a full stop."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
 
 
 def _check_top(composed: DictConfig, names: dict[str, Any]) -> None:

@@ -37,3 +37,21 @@ def kind(value: Any) -> str:
         return "null"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
     return names.get(type(value), "a node")
+
+
+def explained(error: BaseException) -> str:
+    """What reading and composing YAML raises, in one line that names the file."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is not None:
+        problem = getattr(error, "problem", None) or getattr(error, "context", None)
+        return f"{mark.name}, line {mark.line + 1}: this is not YAML: {problem}."
+    if isinstance(error, UnicodeDecodeError):
+        return f"a YAML file is not text in UTF-8: {error}."
+    cause = f": {one_line(error.__cause__)}" if error.__cause__ is not None else ""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    return f"{'; '.join(lines)}{cause}.".removeprefix(": ")
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, its first line, without a full stop."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")

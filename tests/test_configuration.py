@@ -108,7 +108,7 @@ def test_integers_become_floats_where_a_number_is_asked_for(composer):
 def test_hints_do_not_reach_the_record(composer):
     config, _ = composer.checked(["problem=ode"])
     assert "hints" not in config
-    assert config["optimizer"]["learning_rate"]["decay_steps"] == config["steps"] == 1000
+    assert config["optimizer"]["learning_rate"]["decay_steps"] == config["steps"]
     assert config["optimizer"]["_target_"] == "optax.adamw"
 
 
@@ -154,7 +154,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(plus=st.sampled_from(["", "", "", "+", "++", "~"]), key=KEYS, value=VALUES)
 @example(plus="", key="steps", value="9" * 30)
 @example(plus="~", key="seed", value="0")
