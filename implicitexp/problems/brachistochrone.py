@@ -3,6 +3,7 @@
 from typing import Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -107,7 +108,7 @@ class Brachistochrone(AbstractProblem):
         return {"R_m": radius, "R_relative_error": radius / self.exact_radius() - 1, "time_exact_s": self.exact_time()}
 
     def figure(self, params, solve):
-        figure, axes = one_axes(f"Brachistochrone by {self.formulation}", "x (m)", "y (m), downwards")
+        figure, axes = one_axes(f"Quickest descent, found by {self.formulation}", "x (m)", "y (m), downwards")
         across, down = (float(x) for x in self.P)
         exact = cycloid(float(self.exact_radius()), np.linspace(0, float(cycloid_angle(*self.P)), 201))
         axes.plot(*exact, "-", color="0.7", linewidth=5, label="cycloid, exact")
@@ -125,5 +126,5 @@ class Brachistochrone(AbstractProblem):
             return path_point(np.linspace(0, 1, 201), params["series"], *self.P)
         xs = np.linspace(0.0, 1.0, 41)[1:] ** 2 * across
         drop = drop_by_ode if self.formulation == "ode" else drop_by_root
-        ys = [float(drop(self.radius(params), jnp.asarray(x), solve)) for x in xs]
+        ys = jax.jit(jax.vmap(lambda x: drop(self.radius(params), x, solve)))(xs)
         return np.append(0.0, xs), np.append(0.0, ys)

@@ -51,15 +51,12 @@ class Equilibrium(AbstractProblem):
         return {"x_T": x, "y_T": y}
 
     def figure(self, params, solve):
-        figure, axes = one_axes(
-            f"Lotka-Volterra near its equilibrium, a = {float(params['a']):.4g} per s",
-            "time t (s)",
-            "population (no unit)",
-        )
         ts = jnp.linspace(0.0, self.duration, 201)
         x, y = solve(self._equation(ts), params["a"]).value
+        title = f"From (1, 1) at a = {float(params['a']):.4g} per s: x(T) + y(T) = {float(x[-1] + y[-1]):.4g}"
+        figure, axes = one_axes(title, "time t (s)", "population (no unit)")
         axes.plot(ts, x, "-", color="0.0", label="prey x")
         axes.plot(ts, y, "--", color="0.4", label="predators y")
-        axes.plot(ts, x + y, ":", color="0.6", label="x + y; its last value is the loss")
-        axes.legend()
+        axes.axhline(1.0, color="0.6", linestyle=":", label="equilibrium at a = 1")
+        figure.legend(fontsize="small", loc="outside lower center", ncols=3)
         return figure

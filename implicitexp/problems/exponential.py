@@ -42,8 +42,9 @@ class Exponential(AbstractProblem):
         ts = jnp.linspace(0.0, self.duration, 101)
         solved = solve(self._equation(params["start"], ts), params["rate"]).value
         exact = params["start"] * jnp.exp(params["rate"] * ts)
-        axes.plot(ts, solved, "-", color="0.0", label="solved")
-        axes.plot(ts[::10], np.asarray(exact)[::10], "o", color="0.5", label="z0 exp(k t)")
-        axes.axhline(0.0, color="0.5", linestyle=":")
+        first = self.start * jnp.exp(self.rate * ts)
+        axes.plot(ts, first, "--", color="0.6", label=f"at the start: k = {float(self.rate):.3g}/s")
+        axes.plot(ts, solved, "-", color="0.0", label=f"found, solved: k = {float(params['rate']):.3g}/s")
+        axes.plot(ts[::10], np.asarray(exact)[::10], "o", color="0.5", label="found, z0 exp(k t)")
         axes.legend()
         return figure

@@ -77,5 +77,6 @@ class Kepler(AbstractProblem):
         axes.plot([np.cos(E)], [b * np.sin(E)], "o", color="0.0", label="planet")
         axes.plot([e], [0], "*", color="0.4", markersize=12, label="sun")
         axes.set_aspect("equal")
-        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.set_size_inches(6.0, 6.0)
+        figure.legend(fontsize="small", loc="outside lower center", ncols=2)
         return figure

@@ -12,6 +12,7 @@ from .base import AbstractProblem, array, as_number, one_axes
 
 RATES = ("hare_growth", "predation", "lynx_death", "lynx_growth")
 STARTS = ("hare_start", "lynx_start")
+TICKS = (5, 10, 20, 50, 100)  # thousands of pelts
 
 
 def field(t, log_state, rates):
@@ -73,5 +74,7 @@ class LotkaVolterra(AbstractProblem):
                 1900 + np.asarray(self.years), self.pelts[:, i], marker, color=shade, label=f"{name}, counted"
             )
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        axes.set_yticks(TICKS, [f"{tick}" for tick in TICKS])
+        axes.minorticks_off()
+        figure.legend(fontsize="small", loc="outside lower center", ncols=4)
         return figure

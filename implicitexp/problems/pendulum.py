@@ -1,5 +1,6 @@
 """`integral_pendulum`: a pendulum's length from its period at large swing."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -76,7 +77,7 @@ class Pendulum(AbstractProblem):
         amplitudes = np.linspace(0.05, 3.1, 101)
         axes.plot(amplitudes, self.exact_period(params["log_length"], amplitudes), "-", color="0.0", label="exact")
         some = amplitudes[::10]
-        solved = [float(self.period_of(params["log_length"], x, solve)) for x in some]
+        solved = jax.jit(jax.vmap(lambda x: self.period_of(params["log_length"], x, solve)))(some)
         axes.plot(some, solved, "o", color="0.5", label="integrated")
         small = 2 * np.pi * np.sqrt(length / float(self.gravity))
         axes.axhline(small, color="0.5", linestyle=":", label="small swings")
