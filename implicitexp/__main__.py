@@ -270,11 +270,13 @@ def execute(command: Command, composer: Composer, composed: DictConfig) -> int:
     where = composed.hydra.sweep.dir if command.multirun else composed.hydra.run.dir
     hydra = Hydra.create_main_hydra2("implicitexp", composer.search_path)
     try:
-        with told(), folders.none_left_empty(Path(str(where))):
+        with told(), folders.none_left_empty(Path(str(where))) as used:
             if not command.multirun:
                 return hydra.run(composer.config_name, job, [*command.overrides, "hydra.mode=RUN"]).return_value
             batches = hydra.multirun(composer.config_name, job, [*command.overrides, "hydra.mode=MULTIRUN"])
-            return max(done.return_value for batch in batches for done in batch)
+            done = [one for batch in batches for one in batch]
+            used += [Path(one.hydra_cfg.hydra.runtime.output_dir) for one in done]
+            return max(one.return_value for one in done)
     finally:
         GlobalHydra.instance().clear()
 
@@ -283,8 +285,7 @@ def show(command: Command, argv: list[str]) -> int:
     """`--cfg`, `--info` and the like: Hydra's own main, overrides first, as its parser wants them."""
     raw = list(command.flags.overrides)
     flags = [text for text in argv if text not in raw or raw.remove(text)]
-    overrides = [] if command.flags.hydra_help else command.overrides
-    before, sys.argv = sys.argv, [sys.argv[0], *overrides, *flags]
+    before, sys.argv = sys.argv, [sys.argv[0], *([] if command.flags.hydra_help else command.overrides), *flags]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors reach us instead of being printed with a traceback
     try:
         with told():
@@ -310,8 +311,7 @@ def dispatch(argv: list[str]) -> int:
 def prepared(argv: list[str]) -> tuple[Command, Composer]:
     """A command line of Hydra's, and what composes its jobs. **Raises** `ConfigError`."""
     command = parse(argv)
-    flags = command.flags
-    return command, Composer(flags.config_dir, flags.config_name, flags.config_path)
+    return command, Composer(command.flags.config_dir, command.flags.config_name, command.flags.config_path)
 
 
 def main() -> int:

@@ -45,13 +45,15 @@ def unique() -> str:
 
 
 @contextlib.contextmanager
-def none_left_empty(folder: Path) -> Iterator[None]:
-    """A run that could not start leaves no folder behind, and none of those around it."""
-    present = frozenset(path for path in folder.absolute().parents if path.exists())
+def none_left_empty(folder: Path) -> Iterator[list[Path]]:
+    """A run that could not start leaves no folder behind, and none of those around it. Yields a list for further
+    folders, whose names are known later."""
+    present = {path for path in folder.absolute().parents if path.exists()}
+    used = [folder]
     try:
-        yield
+        yield used
     finally:
-        for path in (folder.absolute(), *folder.absolute().parents):
+        for path in (path for one in used for path in (one.absolute(), *one.absolute().parents)):
             if path not in present:
                 remove_empty(path)
 

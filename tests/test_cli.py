@@ -281,6 +281,14 @@ def test_a_failing_job_of_a_sweep_leaves_the_others_alone(here, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_sweep_in_which_nothing_could_start_leaves_nothing(place):
+    done, _ = process(CONSOLE, "-m --config-dir conf problem=vector,words tracker=none", place)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 2
+    assert not (place / "runs").exists()
+
+
+@pytest.mark.slow
 def test_exit_status_of_a_failed_run_and_of_a_bug(here, tmp_path):
     line = f"--config-dir conf tracker=none optimizer=sgd optimizer.learning_rate=0.1 hydra.run.dir={tmp_path}/a"
     done, _ = process(MODULE, f"{line} problem=cliff steps=60", here)
