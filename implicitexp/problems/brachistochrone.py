@@ -48,7 +48,8 @@ class Brachistochrone(AbstractProblem):
     Exact: the cycloid x = R(θ - sin θ), y = R(1 - cos θ), time θ sqrt(R/g) (Johann Bernoulli 1696). Works for
     0.05 <= P_X/P_Y <= 10; the lowest point is at P_X/P_Y = π/2.
 
-    Parameters: `log_R` (R in meters), or `R` with `parameter="R"`; in `direct` `series`, (10,), no unit.
+    Parameters: `log_R` (R in meters), or `R` with `parameter="R"`, for which the learning rate is a length and has to fit
+    P (gradient descent oscillates beyond the lowest point); in `direct` `series`, (10,), no unit.
     """
 
     P: tuple[float, float] = eqx.field(converter=_pair, default=(2.0, 1.0))  # m, (P_X, P_Y), both positive

@@ -21,6 +21,8 @@ class Equilibrium(AbstractProblem):
     solver's error estimate is zero and its steps grow without bound, but the solution's derivative by a oscillates.
     So `unroll` and `implicit`, which differentiate the accepted steps, are exact for the program and wrong for the
     problem, at every tolerance. Linearized at (1, 1): dL/da = 2 - 2 cos T, at a = 1 only.
+    What it is for is the first check. Training has no answer to find: it lowers a, and the first update, however wrong
+    its gradient's size, leaves the equilibrium, after which the discrete gradients are right again.
 
     Parameter: `a` (1/s), a scalar.
     """

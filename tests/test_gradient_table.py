@@ -1,0 +1,65 @@
+"""The table that the project promises: every problem x strategy x precision, each error with its uncertainty."""
+
+import jax
+import pytest
+from problem_runs import configured
+
+from implicitexp import strategies
+from implicitexp.accuracy import format_error, judge
+from implicitexp.reference import Referee
+from implicitexp.solving import Solve
+
+PROBLEMS = [
+    ("ode", ("problem.width=8", "problem.batch_size=16")),  # 290 parameters; the full width is the main job's own check
+    ("ode_lotka_volterra", ()),
+    ("ode_exponential", ()),
+    ("ode_equilibrium", ()),
+    ("root_kepler", ()),
+    ("fixed_point_ridge", ()),
+    ("integral_pendulum", ()),
+    ("brachistochrone", ()),
+    ("brachistochrone", ("problem.formulation=root",)),
+    ("brachistochrone", ("problem.formulation=direct",)),
+]
+STRATEGIES = {
+    "unroll": strategies.Unroll(),
+    "implicit": strategies.Implicit(),
+    "adjoint": strategies.Adjoint(),
+    "forward": strategies.Forward(),
+    "finite_difference": strategies.FiniteDifference(),
+}
+WITNESSES = ("forward", "finite_difference")  # they carry a Jacobian: not for the network
+# Of error + uncertainty. 1e-3 in float64 is the promise of the three training strategies; the rest is what the solvers'
+# default tolerance t leaves: of finite differences t^(2/3), in float32 t = 1e-5.
+PROMISE = {"float32": 1e-2, "float64": 1e-3}
+DIFFERENCES = {"float32": 5e-2, "float64": 1e-3}
+TRAP = 100.0  # how wrong discrete gradients are at the equilibrium, at least: 289 times
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "overrides"), PROBLEMS, ids=str)
+def test_every_strategy_at_the_first_parameters(name, overrides, precision):
+    _, problem, solver, _ = configured(name, f"precision={precision}", *overrides)
+    params, batch = problem.init(jax.random.key(0)), problem.batch(jax.random.key(1))
+    referee = Referee(problem, solver)
+    for label, strategy in STRATEGIES.items():
+        if name == "ode" and label in WITNESSES:
+            continue
+        gradient = jax.jit(jax.grad(loss_of(problem, Solve(solver, strategy))))(params, batch)
+        check = judge(gradient, referee(params, batch, gradient))
+        print(f"{name:20s} {label:18s} {precision}  {format_error(check.relative_error, check.uncertainty)}")
+        if problem.trap and label in ("unroll", "implicit"):
+            assert check.relative_error > TRAP
+        elif problem.trap and label == "finite_difference":
+            continue  # its steps leave the equilibrium, by as much as the tolerance: nothing is promised
+        else:
+            bound = (DIFFERENCES if label == "finite_difference" else PROMISE)[precision]
+            assert check.relative_error + check.uncertainty < bound, f"{label}: {check}"
+
+
+def loss_of(problem, solve):
+    def loss(params, batch):
+        out = problem.loss(params, batch, solve)
+        return out[0] if isinstance(out, tuple) else out
+
+    return loss
