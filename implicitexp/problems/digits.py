@@ -132,7 +132,7 @@ class Digits(AbstractProblem):
         labels = np.asarray(self.test_labels)
         answers = np.asarray(jnp.argmax(self.logits(params, self.test_images, solve), axis=1))
         figure = Figure(figsize=(9.0, 4.2), layout="constrained")
-        left, right = figure.subfigures(1, 2)
+        left, right = np.ravel(figure.subfigures(1, 2, squeeze=False))
         left.suptitle(f"Test set: {np.mean(labels == answers):.2%} of {len(labels)} images right")
         _confusion(left.subplots(), labels, answers)
         right.suptitle("Wrong answers (true → answer), 8 x 8 pixels")

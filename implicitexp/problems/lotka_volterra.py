@@ -73,7 +73,7 @@ class LotkaVolterra(AbstractProblem):
             axes.semilogy(
                 1900 + np.asarray(self.years), self.pelts[:, i], marker, color=shade, label=f"{name}, counted"
             )
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xticks(range(1900, 1921, 5))
         axes.set_yticks(TICKS, [f"{tick}" for tick in TICKS])
         axes.minorticks_off()
         figure.legend(fontsize="small", loc="outside lower center", ncols=4)
