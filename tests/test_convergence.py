@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from implicitexp import solvers
+from implicitexp.adjoints.linear import LinearSolve
 from implicitexp.equations import ODE, FixedPoint, Integral, Root
 from implicitexp.solving import solve, zero_tap
 from implicitexp.strategies import Adjoint, FiniteDifference, Forward, Implicit, Unroll
@@ -93,6 +94,17 @@ SINGULAR = [
     Forward(),
     *(Implicit(linear_solver=n) for n in ("lu", "qr", "cg", "gmres", "bicgstab", "normal_cg")),
 ]
+
+
+@pytest.mark.parametrize("n", [1, 2, 30])
+@pytest.mark.parametrize("factor", [-0.5, 0.5, 2.5])
+def test_bicgstab_where_it_is_exact_at_once(precision, n, factor):
+    """A a multiple of the identity, of either sign: Lineax's own gives NaN, or a breakdown in float32."""
+    linear = LinearSolve("bicgstab")
+    x, converged, _, residual = linear(lambda v: factor * v, jnp.arange(1.0, n + 1))
+    assert converged
+    assert residual < 1e-5
+    np.testing.assert_allclose(x, np.arange(1.0, n + 1) / factor, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("float64")

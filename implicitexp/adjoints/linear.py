@@ -39,24 +39,49 @@ class LinearSolve(eqx.Module):
         size = jnp.where(size > 0, size, 1)
         b = b / size
         operator = lx.FunctionLinearOperator(apply, jax.ShapeDtypeStruct(b.shape, b.dtype))
-        if self._dense(b.size):
-            matrix = operator.as_matrix()
-            solution = lx.linear_solve(lx.MatrixLinearOperator(matrix), b, self._direct(), throw=False)
-            x, steps = solution.value, jnp.array(1, jnp.int32)
-            amplification = jnp.linalg.norm(matrix) * jnp.linalg.norm(x)
-            regular = amplification < SINGULAR / jnp.finfo(b.dtype).eps
-        else:
-            iterative, operator, rhs = self._iterative(operator, b)
-            solution = lx.linear_solve(operator, rhs, iterative, throw=False)
-            x, steps = solution.value, jnp.asarray(solution.stats.get("num_steps", 0), jnp.int32)
-            # The size of A is seen from one product, which is enough to tell 1e16 from a solution.
-            regular = jnp.linalg.norm(apply(b)) * jnp.linalg.norm(x) < SINGULAR / jnp.finfo(b.dtype).eps
+        x, successful, steps, amplification = (self._by_factors if self._dense(b.size) else self._by_products)(
+            operator, b
+        )
         residual = jnp.linalg.norm(apply(x) - b)
-        converged = (solution.result == lx.RESULTS.successful) & regular & jnp.all(jnp.isfinite(x))
+        regular = amplification < SINGULAR / jnp.finfo(b.dtype).eps
+        converged = successful & regular & jnp.all(jnp.isfinite(x))
         if not self._dense(b.size):
             rtol, atol = self._tolerances(b)
             converged = converged & (residual <= LOOSE * (rtol + atol))
         return x * size, converged, steps, residual
+
+    def _by_factors(self, operator: Any, b: Array) -> tuple[Array, Array, Array, Array]:
+        """-> x, whether the solver is content, steps, |A| |x| / |b|."""
+        matrix = operator.as_matrix()
+        solution = lx.linear_solve(lx.MatrixLinearOperator(matrix), b, self._direct(), throw=False)
+        amplification = jnp.linalg.norm(matrix) * jnp.linalg.norm(solution.value)
+        return solution.value, solution.result == lx.RESULTS.successful, jnp.array(1, jnp.int32), amplification
+
+    def _by_products(self, operator: Any, b: Array) -> tuple[Array, Array, Array, Array]:
+        """The same by products with A. Its size is seen from one product, enough to tell 1e16 from a solution."""
+        product = operator.mv(b)
+        # Lineax's BiCGStab takes a negative step for a breakdown in float32: give it the sign that steps forward.
+        sign = jnp.where((self.name == "bicgstab") & (b @ product < 0), -1, 1).astype(b.dtype)
+        x, successful, steps = self._iterate(sign * operator, sign * b)
+        if self.name == "bicgstab":
+            x, successful, steps = self._or_gmres(operator, b, x, successful, steps)
+        return x, successful, steps, jnp.linalg.norm(product) * jnp.linalg.norm(x)
+
+    def _iterate(self, operator: Any, b: Array) -> tuple[Array, Array, Array]:
+        solution = lx.linear_solve(*self._iterative(operator, b), throw=False)
+        steps = jnp.asarray(solution.stats.get("num_steps", 0), jnp.int32)
+        return solution.value, solution.result == lx.RESULTS.successful, steps
+
+    def _or_gmres(self, operator: Any, b: Array, x: Array, successful: Array, steps: Array) -> Any:
+        """BiCGStab breaks down where it is exact after a step (A a multiple of the identity, say), since Lineax's goes on
+        for one more and divides zero by zero. GMRES does not."""
+
+        def again(_):
+            x, successful, more = LinearSolve("gmres", self.rtol, self.atol, self.max_steps)._iterate(operator, b)
+            return x, successful, steps + more
+
+        broken = ~(successful & jnp.all(jnp.isfinite(x)))
+        return jax.lax.cond(broken, again, lambda _: (x, successful, steps), None)
 
     def _dense(self, n: int) -> bool:
         return self.name in ("lu", "qr") or (self.name == "auto" and n <= DENSE_UP_TO)
@@ -68,17 +93,17 @@ class LinearSolve(eqx.Module):
         default = float(jnp.finfo(b.dtype).eps) ** 0.75
         return (default if self.rtol is None else self.rtol), (default if self.atol is None else self.atol)
 
-    def _iterative(self, operator: Any, b: Array) -> tuple[Any, Any, Array]:
-        """Lineax's solver; conjugate gradients want a definite operator, which `cg` promises to be positive."""
+    def _iterative(self, operator: Any, b: Array) -> tuple[Any, Array, Any]:
+        """What `lx.linear_solve` takes; conjugate gradients want a definite operator, which `cg` promises to be positive."""
         rtol, atol = self._tolerances(b)
         if self.name == "cg":
             tagged = lx.TaggedLinearOperator(operator, lx.positive_semidefinite_tag)
-            return lx.CG(rtol, atol, max_steps=self.max_steps), tagged, b
+            return tagged, b, lx.CG(rtol, atol, max_steps=self.max_steps)
         if self.name == "normal_cg":
-            return lx.Normal(lx.CG(rtol, atol, max_steps=self.max_steps)), operator, b
+            return operator, b, lx.Normal(lx.CG(rtol, atol, max_steps=self.max_steps))
         if self.name == "bicgstab":
-            return lx.BiCGStab(rtol, atol, max_steps=self.max_steps), operator, b
-        return lx.GMRES(rtol, atol, max_steps=self.max_steps), operator, b
+            return operator, b, lx.BiCGStab(rtol, atol, max_steps=self.max_steps)
+        return operator, b, lx.GMRES(rtol, atol, max_steps=self.max_steps)
 
 
 class Linearization(eqx.Module):
