@@ -224,9 +224,9 @@ def jiggled(tree: PyTree) -> PyTree:
 
 def _exact_gradient(problem: Any, params: PyTree, batch: PyTree) -> Value | None:
     """The problem's closed form: `exact_gradient`, else the derivative of `exact_loss`; None where it has neither."""
-    gradient, loss = problem.exact_gradient(params, batch), problem.exact_loss(params, batch)
-    if gradient is None and loss is not None:
-        gradient = jax.grad(lambda p: problem.exact_loss(p, batch))(params)
+    gradient = problem.exact_gradient(params, batch)  # eagerly: it may ask where it holds
+    loss, derivative = _exact_loss(problem, params, batch)
+    gradient = derivative if gradient is None else gradient
     if gradient is None:
         return None
     if jax.tree.structure(gradient) != jax.tree.structure(params):
@@ -236,6 +236,18 @@ def _exact_gradient(problem: Any, params: PyTree, batch: PyTree) -> Value | None
             name = jax.tree_util.keystr(path)
             raise NoReference(f"The closed form's gradient{name} is {jnp.asarray(leaf).dtype.name}, not float64.")
     return Value(math.nan if loss is None else float(loss), flat(gradient))
+
+
+@eqx.filter_jit
+def _exact_loss(problem: Any, params: PyTree, batch: PyTree) -> tuple[Any, PyTree | None]:
+    """-> `exact_loss` and its derivative, None where there is none; compiled once for all checks of a problem."""
+
+    def loss(p):
+        value = problem.exact_loss(p, batch)
+        return (jnp.zeros(()), None) if value is None else (value, value)
+
+    (_, value), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    return value, (None if value is None else gradient)
 
 
 def _two(first: Value, second: Value, before: Value, sensitivity: float, params: PyTree, pair: Pair) -> Reference:
