@@ -37,9 +37,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from implicitexp import folders, launch, manual, validation
+from implicitexp import launch
+from implicitexp.configuration import folders, manual, validation
+from implicitexp.configuration.words import explained, one_line, suggestion
 from implicitexp.errors import ConfigError
-from implicitexp.words import explained, one_line, suggestion
 
 if TYPE_CHECKING:
     from implicitexp.result import RunResult
@@ -325,6 +326,9 @@ def main() -> int:
         return launch.complain(error)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # of `implicitexp --help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def run(overrides: list[str], config_dir: str | Path | None = None, *, progress: bool = False) -> "RunResult":

@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from implicitexp.cost import Cost, measure_cost
-from implicitexp.doubles import flat
 from implicitexp.reference import FLAT_LIMIT, Referee, Reference, ReferenceSettings
 from implicitexp.strategies import FiniteDifference
-from implicitexp.witnesses import Directional, program_gradient, strategy_gradient
-from implicitexp.witnesses import difference_gradient as difference_gradient
-from implicitexp.witnesses import dot_product_test as dot_product_test
-from implicitexp.witnesses import forward_gradient as forward_gradient
+from implicitexp.truth.doubles import flat
+from implicitexp.truth.witnesses import Directional, program_gradient, strategy_gradient
+from implicitexp.truth.witnesses import difference_gradient as difference_gradient
+from implicitexp.truth.witnesses import dot_product_test as dot_product_test
+from implicitexp.truth.witnesses import forward_gradient as forward_gradient
 
 # A component's error is relative to its size, or to this part of its leaf's root mean square if that is larger.
 COMPONENT_FLOOR = 1e-3

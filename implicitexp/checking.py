@@ -17,7 +17,7 @@ from implicitexp.accuracy import GradientCheck, judge, step_remark
 from implicitexp.cost import Cost, measure_cost, memory_of, timed
 from implicitexp.experiment import Evaluation, Experiment, batch_at, evaluate
 from implicitexp.reference import Referee, Reference
-from implicitexp.witnesses import Directional, is_directional, program_gradient, strategy_gradient
+from implicitexp.truth.witnesses import Directional, is_directional, program_gradient, strategy_gradient
 
 SMALLEST_LOG = 1e-17  # an error of zero has no logarithm
 

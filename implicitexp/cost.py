@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
-from implicitexp.doubles import scalar
 from implicitexp.solving import Solve, zero_tap
-from implicitexp.witnesses import directions, is_directional
+from implicitexp.truth.doubles import scalar
+from implicitexp.truth.witnesses import directions, is_directional
 
 REPEATS = 20  # of a timed call at most
 MAX_SECONDS = 1.0  # for all repeats of one call; three are made in any case

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from implicitexp import folders, tracking, validation
+from implicitexp import tracking
+from implicitexp.configuration import folders, validation
+from implicitexp.configuration.words import one_line
 from implicitexp.errors import ConfigError
-from implicitexp.words import one_line
 
 if TYPE_CHECKING:
     from implicitexp.result import RunResult

@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from implicitexp import tracing
-from implicitexp.doubles import NoReference, assert_float64, flat, in_float64, scalar, unflat
-from implicitexp.pairs import Computation, Pair, Value, pairs_for
 from implicitexp.solving import Solve
+from implicitexp.truth.doubles import NoReference, assert_float64, flat, in_float64, scalar, unflat
+from implicitexp.truth.pairs import Computation, Pair, Value, pairs_for
 
 EPS = float(np.finfo(np.float64).eps)
 ROUNDING = 100.0  # units of rounding that an uncertainty is never below, times the condition

@@ -11,10 +11,10 @@ from truth_cases import withheld
 from implicitexp import strategies as s
 from implicitexp.accuracy import check_gradient, format_error, judge
 from implicitexp.cost import measure_cost
-from implicitexp.doubles import flat
 from implicitexp.problems import Digits, Equilibrium
 from implicitexp.reference import Referee, Reference, ReferenceSettings
-from implicitexp.witnesses import (
+from implicitexp.truth.doubles import flat
+from implicitexp.truth.witnesses import (
     Directional,
     difference_gradient,
     dot_product_test,

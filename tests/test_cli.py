@@ -16,7 +16,7 @@ import pytest
 
 import implicitexp
 from implicitexp import __main__ as cli
-from implicitexp import folders
+from implicitexp.configuration import folders
 from implicitexp.errors import ConfigError
 
 SECONDS_TO_REFUSE = 2.0  # for the whole process; measured 0.9 to 1.2 s on two busy cores

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from implicitexp import folders, manual, rules, validation
 from implicitexp.__main__ import Composer, parse
+from implicitexp.configuration import folders, manual, rules, validation
 from implicitexp.errors import ConfigError
 
 CONF = folders.shipped()

@@ -7,7 +7,8 @@ import pytest
 from problem_runs import COMPOSER, configured, trained
 from scipy import integrate, optimize
 
-from implicitexp import data, folders, problems, tracing
+from implicitexp import data, problems, tracing
+from implicitexp.configuration import folders
 from implicitexp.problems import brachistochrone_paths as paths
 from implicitexp.solving import Solve
 

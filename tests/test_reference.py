@@ -8,11 +8,11 @@ import truth_cases
 from truth_cases import BY_KIND, CASES, exact_gradient, start, withheld
 
 from implicitexp import device, solvers
-from implicitexp.doubles import flat
 from implicitexp.equations import ODE, Integral, Root
-from implicitexp.host_call import host_call
 from implicitexp.problems import AbstractProblem, Digits
 from implicitexp.reference import Referee, ReferenceSettings
+from implicitexp.truth.doubles import flat
+from implicitexp.truth.host_call import host_call
 
 FAST = {"double root, nearly", "contraction r", "three output times", "limit and integrand"}
 TABLE = [pytest.param(c, id=c.name, marks=[] if c.name in FAST else pytest.mark.slow) for c in CASES]
@@ -208,7 +208,7 @@ def test_a_fixed_step_that_the_experiment_chooses_is_not_the_model():
 @pytest.mark.parametrize("largest", [5, 6], ids=["large", "small"])
 def test_both_sides_of_the_size_switch(largest, monkeypatch):
     """Growth has one unknown and two inputs that move: with its sensitivities a system of three numbers."""
-    from implicitexp import host_solves
+    from implicitexp.truth import host_solves
 
     monkeypatch.setattr(host_solves, "LARGEST_SYSTEM", largest - 3)
     case = BY_KIND["ode"][0]

@@ -11,10 +11,17 @@ import numpy as np
 from jaxtyping import PyTree
 
 from implicitexp import solvers, solving
-from implicitexp.doubles import flat, scalar
 from implicitexp.equations import AbstractEquation, Solution
-from implicitexp.host_solves import LARGEST_ROOT, LARGEST_STIFF_SYSTEM, LARGEST_SYSTEM, HostLimits, OnHost, host_solver
-from implicitexp.tight_solves import AbstractPlan, Continuous, Discrete, TightSolve, is_model, is_stiff
+from implicitexp.truth.doubles import flat, scalar
+from implicitexp.truth.host_solves import (
+    LARGEST_ROOT,
+    LARGEST_STIFF_SYSTEM,
+    LARGEST_SYSTEM,
+    HostLimits,
+    OnHost,
+    host_solver,
+)
+from implicitexp.truth.tight_solves import AbstractPlan, Continuous, Discrete, TightSolve, is_model, is_stiff
 
 SMALL_TOLERANCES = (1e-10, 1e-11, 1e-12, 1e-13)
 LARGE_TOLERANCES = (1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12)

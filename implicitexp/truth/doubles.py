@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from implicitexp import mixed_precision as mixed_precision  # repairs JAX when it is imported
 from implicitexp import solving, tracing
 from implicitexp.equations import AbstractEquation, Solution
 from implicitexp.errors import ConfigError
 from implicitexp.strategies.base import KIND_WORDS
+from implicitexp.truth import mixed_precision as mixed_precision  # repairs JAX when it is imported
 
 REMEDY = (
     "Write constants as Python numbers, keep data in array fields of the problem, and take a dtype from the inputs "

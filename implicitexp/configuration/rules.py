@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from implicitexp.configuration.words import shown, suggestion
 from implicitexp.errors import ConfigError
-from implicitexp.words import shown, suggestion
 
 BITS = 2**31 - 1  # the largest number of updates; not worth a word in a message
 NUMBER, WHOLE, TEXT, FLAG, NODE = "a number", "a whole number", "a text", "true or false", "a node with a _target_"

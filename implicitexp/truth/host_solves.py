@@ -21,11 +21,11 @@ import scipy.linalg
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from implicitexp.doubles import NoReference
 from implicitexp.equations import Stats
-from implicitexp.host_call import host_call
 from implicitexp.solvers.base import PLAIN, AbstractSolver, NotConverged
 from implicitexp.strategies.base import AbstractCell, AbstractStrategy, Backward, Call, Split
+from implicitexp.truth.doubles import NoReference
+from implicitexp.truth.host_call import host_call
 
 LARGEST_SYSTEM = 4000  # numbers of an ODE's state with its sensitivities, for DOP853
 LARGEST_STIFF_SYSTEM = 200  # for Radau, which factors a matrix of this size

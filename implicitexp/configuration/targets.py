@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 
-from implicitexp.words import nearest
+from implicitexp.configuration.words import nearest
 
 DYNAMIC = ("globals(", "sys.modules", "setattr(", "exec(", "attach_stub")  # names cannot be read off such a source
 

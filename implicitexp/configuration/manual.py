@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 
 import implicitexp
-from implicitexp import folders
+from implicitexp.configuration import folders
 from implicitexp.errors import ConfigError
 
 WIDTH = 118

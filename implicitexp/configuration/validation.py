@@ -9,9 +9,9 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from implicitexp import rules, targets
+from implicitexp.configuration import rules, targets
+from implicitexp.configuration.words import kind, one_line, shown, suggestion
 from implicitexp.errors import ConfigError
-from implicitexp.words import kind, one_line, shown, suggestion
 
 GROUPS = ("problem", "solver", "gradient", "optimizer", "device", "tracker")  # nodes of the configuration
 KIND_WORDS = {"root": "a root", "fixed_point": "a fixed point", "ode": "an ODE", "integral": "an integral"}

@@ -15,10 +15,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from implicitexp.doubles import scalar
 from implicitexp.solving import Solve
 from implicitexp.strategies import MAX_PARAMETERS, FiniteDifference, Forward
 from implicitexp.strategies.forward import ProgramTangent
+from implicitexp.truth.doubles import scalar
 
 DIRECTIONS = 8
 DIRECTIONS_SEED = 0  # the same directions for every strategy and every check

@@ -12,7 +12,7 @@ from implicitexp.errors import ConfigError
 
 def shipped() -> Path:
     """Our own conf/: beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     beside = package.parent / "conf"
     return beside if (beside / "config.yaml").is_file() else package / "conf"
 
