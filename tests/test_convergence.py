@@ -178,3 +178,38 @@ def test_statistics_of_a_solution(float64):
     assert stats["steps"].dtype == jnp.int32
     assert 3 <= stats["steps"][0] < 10
     assert stats["steps"][1] == solvers.Newton().max_steps
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("a", "fails"), [(0.7, True), (1.7, False)])
+@pytest.mark.parametrize("strategy", [Implicit(), Adjoint()], ids=str)
+def test_a_root_that_fails_inside_an_integral_is_no_zero(strategy, a, fails):
+    """Quadax replaces NaN by zero: the integral of sqrt(a - x) over [0, 1] would be one over [0, a], and converged."""
+
+    def integrand(x, a):
+        return solve(Root(lambda y, p: y**2 + p, 1.0), x - a).value
+
+    def total(a, tap):
+        return solve(Integral(integrand, 0.0, 1.0), a, gradient=strategy, tap=tap).value
+
+    value, (gradient, tap) = jax.jit(jax.value_and_grad(total, (0, 1)))(jnp.array(a), zero_tap())
+    assert tap["unconverged"] == fails
+    if fails:
+        assert np.isnan(value)
+        assert np.isnan(gradient)
+    else:
+        np.testing.assert_allclose(value, 2 / 3 * (a**1.5 - (a - 1) ** 1.5), rtol=1e-8)
+        np.testing.assert_allclose(gradient, a**0.5 - (a - 1) ** 0.5, rtol=1e-8)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("strategy", [Implicit(), Adjoint()], ids=str)
+def test_infinite_limits(strategy):
+    """The derivative's integrand is inf * 0 far out, which is harmless: the weight of Gauss is one over the line."""
+
+    def total(a):
+        return solve(Integral(lambda x, a: jnp.exp(-a * x**2), -jnp.inf, jnp.inf), a, gradient=strategy).value
+
+    value, gradient = jax.jit(jax.value_and_grad(total))(jnp.array(1.3))
+    np.testing.assert_allclose(value, np.sqrt(np.pi / 1.3), rtol=1e-8)
+    np.testing.assert_allclose(gradient, -np.sqrt(np.pi / 1.3**3) / 2, rtol=1e-8)

@@ -14,11 +14,14 @@ from jaxtyping import Array, PyTree
 from implicitexp.adjoints.quadrature import UnrolledAdjoint
 from implicitexp.equations import Integral, Stats
 
-from .base import AbstractSolver, Loop, NotConverged, Tolerance, all_finite, dtype_of, resolve_tolerance, stats
+from .base import AbstractSolver, Loop, NotConverged, Tolerance, dtype_of, resolve_tolerance, stats
 
 # Of eps. Quadax's error estimate has a floor of 50 eps times the integral of |f|, and ends with the status "round-off"
 # below twice that floor, however good the value is.
 SMALLEST_TOLERANCE = 200.0
+UNDEFINED = (
+    1e-6  # measure of where an integrand may be NaN: an end point's neighborhood, and not a part of the interval
+)
 
 
 class AbstractQuadrature(AbstractSolver):
@@ -53,8 +56,12 @@ class AbstractQuadrature(AbstractSolver):
         unravel = ravel_pytree(zeros)[1]
         leaves, treedef = jax.tree.flatten(args)
 
+        weigh = _measure(lower, upper)
+
         def flat_integrand(x, *leaves):
-            return ravel_pytree(integrand(x, treedef.unflatten(leaves)))[0]
+            flat = ravel_pytree(integrand(x, treedef.unflatten(leaves)))[0]
+            undefined = jax.lax.stop_gradient(jnp.any(jnp.isnan(flat)) * weigh(x))
+            return jnp.append(flat, undefined.astype(flat.dtype))
 
         total, info = self.rule()(
             flat_integrand,
@@ -68,10 +75,9 @@ class AbstractQuadrature(AbstractSolver):
             extrapolate=self.extrapolate,
             full_output=True,
         )
-        value = unravel(total)
-        # Quadax replaces NaN by zero: an integral of NaN would be 0, converged.
-        known = all_finite((integrand, args))
-        return value, stats((info.status == quadax.STATUS.normal) & known, info.info["ninter"], value)
+        value, undefined = unravel(total[:-1]), total[-1]
+        converged = (info.status == quadax.STATUS.normal) & (jnp.abs(undefined) < UNDEFINED)
+        return value, stats(converged, info.info["ninter"], value)
 
     def noise(self, like):
         return resolve_tolerance(self.rtol, like)
@@ -87,6 +93,17 @@ def _tolerance(value: Any, like: PyTree) -> Any:
     if value is not None:
         return value
     return max(resolve_tolerance(None, like), SMALLEST_TOLERANCE * float(jnp.finfo(dtype_of(like)).eps))
+
+
+def _measure(lower: Array, upper: Array) -> Callable[[Array], Array]:
+    """The weight of a point in the measure of where the integrand is undefined; the whole interval weighs about one.
+
+    Quadax replaces NaN by zero, so that a failed solve inside an integrand would pass for a value. It is integrated
+    beside the integrand instead. Towards infinity NaN is common and harmless (inf * 0), and weighs little.
+    """
+    finite = jnp.isfinite(lower) & jnp.isfinite(upper)
+    length = jnp.where(finite & (upper != lower), jnp.abs(upper - lower), 1)
+    return lambda x: jnp.where(finite, 1 / length, 1 / (1 + jnp.square(x)))
 
 
 def _movable(limit: Array) -> Array:
