@@ -56,17 +56,15 @@ class AbstractQuadrature(AbstractSolver):
         unravel = ravel_pytree(zeros)[1]
         leaves, treedef = jax.tree.flatten(args)
 
-        weigh = _measure(lower, upper)
-
-        def flat_integrand(x, *leaves):
+        def flat_integrand(x, lower, upper, *leaves):
             flat = ravel_pytree(integrand(x, treedef.unflatten(leaves)))[0]
-            undefined = jax.lax.stop_gradient(jnp.any(jnp.isnan(flat)) * weigh(x))
+            undefined = jax.lax.stop_gradient(jnp.any(jnp.isnan(flat)) * _weight(x, lower, upper))
             return jnp.append(flat, undefined.astype(flat.dtype))
 
         total, info = self.rule()(
             flat_integrand,
             jnp.stack([lower, upper]),
-            tuple(leaves),
+            (lower, upper, *leaves),  # all that is traced: Quadax loses what a function closes over
             epsabs=_tolerance(self.atol if atol is None else atol, zeros),
             epsrel=_tolerance(self.rtol if rtol is None else rtol, zeros),
             max_ninter=self.max_steps if max_steps is None else max_steps,
@@ -95,15 +93,15 @@ def _tolerance(value: Any, like: PyTree) -> Any:
     return max(resolve_tolerance(None, like), SMALLEST_TOLERANCE * float(jnp.finfo(dtype_of(like)).eps))
 
 
-def _measure(lower: Array, upper: Array) -> Callable[[Array], Array]:
-    """The weight of a point in the measure of where the integrand is undefined; the whole interval weighs about one.
+def _weight(x: Array, lower: Array, upper: Array) -> Array:
+    """Of a point in the measure of where the integrand is undefined; the whole interval weighs about one.
 
     Quadax replaces NaN by zero, so that a failed solve inside an integrand would pass for a value. It is integrated
     beside the integrand instead. Towards infinity NaN is common and harmless (inf * 0), and weighs little.
     """
     finite = jnp.isfinite(lower) & jnp.isfinite(upper)
     length = jnp.where(finite & (upper != lower), jnp.abs(upper - lower), 1)
-    return lambda x: jnp.where(finite, 1 / length, 1 / (1 + jnp.square(x)))
+    return jnp.where(finite, 1 / length, 1 / (1 + jnp.square(x)))
 
 
 def _movable(limit: Array) -> Array:
