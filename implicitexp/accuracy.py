@@ -200,7 +200,7 @@ def format_error(error: float | None, uncertainty: float | None) -> str:
         return "not finite"
     if error <= uncertainty:
         return f"< {_rounded_up(error + uncertainty)}"
-    return f"{error:.2g} ± {_rounded_up(uncertainty)}"
+    return f"{error:.{2 if error < 1 else 3}g} ± {_rounded_up(uncertainty)}"
 
 
 def format_number(x: float | None) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from implicitexp.training import Settings, Training
 
 SECONDS_A_LINE = 3.0  # between two plain lines of progress
-WIDTH = 110  # of the report where no terminal gives one
+WIDTH = 120  # of the report where no terminal gives one
 
 Facts = list[tuple[str, str]]
 
@@ -152,6 +152,11 @@ def number(value: Any) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def short(value: Any) -> str:
+    """Two digits, for a table."""
+    return f"{value:.2g}" if isinstance(value, float) else number(value)
+
+
 def print_facts(title: str, facts: Facts) -> None:
     """A table of names and values."""
     table = Table(title=title, show_header=False, title_justify="left")
@@ -217,9 +222,9 @@ def compare_cells(row: dict[str, Any], forward_ms: float | None) -> list[str]:
     worst = check["worst"] or {}
     ratio = cost["gradient_ms"] / forward_ms if forward_ms and cost.get("gradient_ms") else None
     memory = cost["memory_bytes"] / 2**20 if cost.get("memory_bytes") is not None else None
-    component = f"{number(worst['relative_error'])} in {worst['leaf']}" if worst.get("leaf") else "-"
-    return [row["label"], row["error_text"], component, number(check["program_error"]), number(ratio),
-            number(cost.get("compile_s")), number(memory)]  # fmt: skip
+    component = f"{short(worst['relative_error'])} in {worst['leaf']}" if worst.get("leaf") else "-"
+    return [row["label"], row["error_text"], component, short(check["program_error"]), short(ratio),
+            short(cost.get("compile_s")), short(memory)]  # fmt: skip
 
 
 def numbered_remarks(rows: list[dict[str, Any]]) -> list[str]:
@@ -239,7 +244,7 @@ def print_compare(title: str, rows: list[dict[str, Any]], forward_ms: float | No
     """The table of a comparison; remarks are numbered and stand below it."""
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(COMPARE_COLUMNS):
-        table.add_column(name, overflow="fold", no_wrap=i < 2, justify="left" if i < 3 else "right")
+        table.add_column(name, overflow="fold", no_wrap=i < 3, justify="left" if i < 3 else "right")
     remarks = numbered_remarks(rows)
     for row in rows:
         mark = str(remarks.index(row["remark"]) + 1) if row["remark"] else ""
