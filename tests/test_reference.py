@@ -11,6 +11,7 @@ from implicitexp import device, solvers
 from implicitexp.equations import ODE, Integral, Root
 from implicitexp.problems import AbstractProblem, Digits
 from implicitexp.reference import Referee, ReferenceSettings
+from implicitexp.truth import host_ode
 from implicitexp.truth.doubles import flat
 from implicitexp.truth.host_call import host_call
 
@@ -205,15 +206,21 @@ def test_a_fixed_step_that_the_experiment_chooses_is_not_the_model():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("largest", [5, 6], ids=["large", "small"])
-def test_both_sides_of_the_size_switch(largest, monkeypatch):
-    """Growth has one unknown and two inputs that move: with its sensitivities a system of three numbers."""
-    from implicitexp.truth import host_solves
-
-    monkeypatch.setattr(host_solves, "LARGEST_SYSTEM", largest - 3)
+@pytest.mark.parametrize(
+    ("explicit", "stiff", "chosen"),
+    [
+        pytest.param(4, 0, "SciPy's DOP853", id="small"),
+        pytest.param(0, 4, "SciPy's Radau", id="state too large for DOP853"),
+        pytest.param(3, 3, "backpropagation through Dopri8", id="sensitivities too large for both"),
+    ],
+)
+def test_both_sides_of_the_size_switch(explicit, stiff, chosen, monkeypatch):
+    """Growth has one unknown and three inputs that move, its start and the two of `args`: a system of four numbers."""
+    monkeypatch.setattr(host_ode, "LARGEST_SYSTEM", explicit)
+    monkeypatch.setattr(host_ode, "LARGEST_STIFF_SYSTEM", stiff)
     case = BY_KIND["ode"][0]
     reference = Referee(withheld(case))(start(case))
-    assert ("SciPy" in reference.how) == (largest == 6)
+    assert chosen in reference.how
     error = of(jax.tree.map(lambda a, b: a - b, reference.gradient, exact_gradient(case)))
     assert error <= reference.absolute_uncertainty
     assert reference.uncertainty < USEFUL

@@ -13,14 +13,10 @@ from jaxtyping import PyTree
 from implicitexp import solvers, solving
 from implicitexp.equations import AbstractEquation, Solution
 from implicitexp.truth.doubles import flat, scalar
-from implicitexp.truth.host_solves import (
-    LARGEST_ROOT,
-    LARGEST_STIFF_SYSTEM,
-    LARGEST_SYSTEM,
-    HostLimits,
-    OnHost,
-    host_solver,
-)
+from implicitexp.truth.host_algebraic import LARGEST_ROOT
+from implicitexp.truth.host_base import HostLimits, OnHost
+from implicitexp.truth.host_ode import largest_system
+from implicitexp.truth.host_solves import host_solver
 from implicitexp.truth.tight_solves import AbstractPlan, Continuous, Discrete, TightSolve, is_model, is_stiff
 
 SMALL_TOLERANCES = (1e-10, 1e-11, 1e-12, 1e-13)
@@ -117,11 +113,10 @@ def _method(use: Any, solver: Any) -> Any:
 
 def _fits(outer: list[Any], stiff: bool) -> bool:
     """Whether the host can take every equation."""
-    largest = LARGEST_STIFF_SYSTEM if stiff else LARGEST_SYSTEM
 
     def one(use):
         if use.kind == "ode":
-            return use.unknowns <= largest  # how many of its inputs move is known when it is solved
+            return use.unknowns <= largest_system(stiff)  # how many of its inputs move is known when it is solved
         return use.kind == "integral" or use.unknowns <= LARGEST_ROOT
 
     return all(one(use) for use in outer)
