@@ -177,8 +177,10 @@ def _close(
     result.finish(parent, folder, note, {}, 0, content["status"])
     with contextlib.suppress(KeyboardInterrupt):
         outcome = tracker.close(SECONDS_FOR_TRACKER)
-        report.print_compare(title, rows, forward_ms, caption)
-        report.print_record(folder.path, outcome, [warning])
+        if settings.progress:
+            report.print_compare(title, rows, forward_ms, caption)
+            report.print_record(folder.path, outcome)
+        report.print_warnings(outcome, [warning])
     return RunResult(content, params, history, folder.path, exit_status)
 
 

@@ -167,17 +167,15 @@ def print_facts(title: str, facts: Facts) -> None:
     console().print(table)
 
 
-def print_training(title: str, facts: Facts, folder: Any, outcome: Any, warnings: list[str | None]) -> None:
-    """The table of a run, where its record lies, and what did not work."""
+def print_training(title: str, facts: Facts, folder: Any, outcome: Any) -> None:
+    """The table of a run, and where its record lies."""
     print_facts(title, facts + record_facts(folder, outcome))
-    print_warnings(outcome, warnings)
 
 
-def print_record(folder: Any, outcome: Any, warnings: list[str | None]) -> None:
+def print_record(folder: Any, outcome: Any) -> None:
     """Below a table that has no room for it: where the record lies."""
     for name, value in record_facts(folder, outcome):
         console().print(f"{name:10} {value}", highlight=False)
-    print_warnings(outcome, warnings)
 
 
 def print_warnings(outcome: Any, warnings: list[str | None]) -> None:

@@ -220,7 +220,9 @@ def _close(training: Training, folder: Folder, tracked: Any, tracker: Any, statu
     note = report.markdown_facts(title_of(settings), facts)
     result.finish(tracked, folder, note, result.last_metrics(content), training.step, status)
     outcome = tracker.close(SECONDS_FOR_TRACKER if status == "finished" else SECONDS_FOR_TRACKER / 4)
-    report.print_training(title_of(settings), facts, folder.path, outcome, warnings)
+    if settings.progress:
+        report.print_training(title_of(settings), facts, folder.path, outcome)
+    report.print_warnings(outcome, warnings)
     return RunResult(content, params, training.history, folder.path, exit_status)
 
 

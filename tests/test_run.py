@@ -221,7 +221,9 @@ def test_a_figure_that_fails_is_a_warning(tmp_path, capsys):
 
 
 def test_a_table_ends_a_run(tmp_path, capsys):
-    a_run(tmp_path, steps=2)
+    a_run(tmp_path / "quiet", steps=2)
+    assert capsys.readouterr().out == ""
+    a_run(tmp_path / "run", steps=2, progress=True)
     printed = capsys.readouterr().out
     for word in ("loss", "gradient error, first", "ground truth", "closed form", "cost", "record"):
         assert word in printed

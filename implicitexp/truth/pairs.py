@@ -103,8 +103,11 @@ def pairs_for(uses: list[Any], solver: Any) -> list[Pair]:
     return pairs
 
 
+NO_SOLVE = "JAX's own derivative, for no equation is solved"
+
+
 def _name(names: dict[str, str], kinds: tuple[str, ...], method: str) -> str:
-    return ", ".join(dict.fromkeys(names[kind].format(method=method) for kind in kinds))
+    return ", ".join(dict.fromkeys(names[kind].format(method=method) for kind in kinds)) or NO_SOLVE
 
 
 def _method(use: Any, solver: Any) -> Any:
