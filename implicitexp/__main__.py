@@ -334,7 +334,7 @@ def main() -> int:
 def run(overrides: list[str], config_dir: str | Path | None = None, *, progress: bool = False) -> "RunResult":
     """What the command line does with these overrides, in this process: `run(["problem=ode", "steps=100"])`.
 
-    `config_dir`: a folder of your own YAML files. `progress`: print progress and table, as the command line does. Returns the content of
+    `config_dir`: a folder of your own YAML files. `progress`: print what the command line prints. Returns the content of
     `result.json`, with the parameters as a pytree, the history of the run and its folder.
 
     **Raises** `ConfigError` where the configuration is wrong.
