@@ -22,7 +22,7 @@ _HOMES = {
     "implicitexp.__main__": ("run",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted(_HOME_OF)
+__all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -20,7 +21,7 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def configured(device: str = "auto", precision: str = "float32") -> Iterator[jax.Device]:
+def configured(device: str = "auto", precision: str = "float32") -> Iterator[Any]:
     """JAX set up for one run, and as it was afterwards. `device`: auto, cpu or gpu; `precision`: float32 or float64.
 
     **Raises** `ConfigError` where there is no such device.
@@ -43,7 +44,7 @@ def configured(device: str = "auto", precision: str = "float32") -> Iterator[jax
             jax.config.update(name, value)
 
 
-def find(device: str) -> jax.Device:
+def find(device: str) -> Any:
     """The first device of this kind."""
     if device == "auto":
         return jax.local_devices()[0]
@@ -57,11 +58,11 @@ def find(device: str) -> jax.Device:
         ) from error
 
 
-def current() -> jax.Device:
+def current() -> Any:
     """The device that computes now."""
     return jax.config.jax_default_device or jax.local_devices()[0]
 
 
-def describe(device: jax.Device) -> str:
+def describe(device: Any) -> str:
     """A device in words, as `cpu: TFRT_CPU_0`."""
     return f"{device.platform}: {device.device_kind}"

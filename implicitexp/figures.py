@@ -33,6 +33,15 @@ def drawn(folder: "Folder", name: str, draw: "Callable[[], Figure | None]") -> s
     return None
 
 
+def plain_powers(axis: Any) -> None:
+    """1e-05 on a logarithmic axis, as the tables print it."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    if axis.get_scale() == "log":
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def run_figure(history: list[dict[str, Any]], title: str) -> "Figure":
     """Loss above, relative gradient error with its uncertainty below, both over the updates."""
     from matplotlib.figure import Figure
@@ -53,12 +62,14 @@ def _loss(axes: Any, lines: list[dict[str, Any]]) -> None:
         [line["step"] for line in lines], losses, "-", color="0.0", linewidth=1, marker="." if len(lines) < 30 else ""
     )
     axes.set(ylabel="loss", yscale="log" if positive and losses else "linear")
+    plain_powers(axes.yaxis)
     axes.grid(color="0.9")
 
 
 def _error(axes: Any, lines: list[dict[str, Any]]) -> None:
     """The error of the gradient, the band of what the reference cannot resolve, and the program error."""
     axes.set(ylabel="relative gradient error", yscale="log")
+    plain_powers(axes.yaxis)
     axes.grid(color="0.9")
     known = [line for line in lines if line.get("grad/relative_error") is not None]
     if not known:
@@ -77,7 +88,7 @@ def _error(axes: Any, lines: list[dict[str, Any]]) -> None:
                   markersize=4, markerfacecolor="white", label="against the program's gradient, or its rounding")  # fmt: skip
     axes.plot([x["step"] for x in known], [x["reference/uncertainty"] for x in known], "--", color="0.6", linewidth=1,
               label="uncertainty of the ground truth")  # fmt: skip
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
 def compare_figure(rows: list[dict[str, Any]], title: str) -> "Figure":
@@ -89,6 +100,7 @@ def compare_figure(rows: list[dict[str, Any]], title: str) -> "Figure":
     axes.set(title=title, xlabel="time of a gradient (times that of the forward solve)", xscale="log", yscale="log",
              ylabel="relative error of the gradient")  # fmt: skip
     axes.grid(color="0.9", which="both")
+    plain_powers(axes.yaxis)
     shown = [row for row in rows if row["gradient_check"] and row["gradient_check"]["relative_error"] is not None]
     forward = min((row["cost"]["forward_ms"] for row in shown), default=1.0)
     ratios = [row["cost"]["gradient_ms"] / forward for row in shown]

@@ -96,7 +96,8 @@ def first_batch(problem: AbstractProblem, key: jax.Array) -> PyTree:
 def check_loss(problem: AbstractProblem, params: PyTree, batch: PyTree) -> None:
     """`loss` returns a real floating point scalar, or that and a dictionary of scalars."""
     name = name_of(problem, "loss")
-    out = jax.eval_shape(lambda p, b: problem.loss(p, b, tracing.Recorder([])), params, batch)
+    recorder: Any = tracing.Recorder([])
+    out = jax.eval_shape(lambda p, b: problem.loss(p, b, recorder), params, batch)
     loss, extra = out if isinstance(out, tuple) and len(out) == 2 else (out, {})
     if not (isinstance(loss, jax.ShapeDtypeStruct) and loss.shape == () and jnp.issubdtype(loss.dtype, jnp.floating)):
         shape = getattr(loss, "shape", None)

@@ -52,7 +52,8 @@ class Folder:
         """The parameters as NumPy arrays, named by their paths."""
         path = self.path / "params.npz"
         temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, **{name: np.asarray(leaf) for name, leaf in named_leaves(params).items()})
+        arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
+        np.savez(temporary, **arrays)
         os.replace(temporary, path)
         return path
 

@@ -97,3 +97,16 @@ def test_single_precision():
     assert solution.value.dtype == jnp.float32
     assert np.linalg.norm(solution.value - exact) / np.linalg.norm(exact) < 1e-3
     jax.block_until_ready(solution.value)
+
+
+@pytest.mark.usefixtures("float64")
+def test_no_step_runs_away_into_the_tolerance():
+    """Far out the residual of this map is constant, so that the extrapolation is anything, and rtol |y| would forgive it."""
+    start = jnp.linspace(-50.0, 50.0, 7)
+    map_ = FixedPoint(lambda y, args: y - 0.3 * jnp.arctan(3 * y), start)
+    solution = solve(map_, solver=solvers.Anderson())
+    right = bool(solution.stats["converged"]) and bool(jnp.all(jnp.abs(solution.value) < 1e-7))
+    refused = not solution.stats["converged"] and bool(jnp.all(jnp.isnan(solution.value)))
+    assert right or refused
+    near = solve(FixedPoint(map_.fn, start / 100), solver=solvers.Anderson())
+    np.testing.assert_allclose(near.value, 0.0, atol=1e-7)

@@ -19,6 +19,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 RESTART = 2.0  # a residual that grew by more than this over the best one: forget the history, take a plain step
+LONGEST = 1e4  # times the residual: a longer step is no acceleration of a contraction up to 0.9999; take a plain one
 RIDGE = 10.0  # in units of eps, on unit columns: keeps the normal equations solvable when differences are parallel
 
 
@@ -36,7 +37,7 @@ class AndersonAcceleration(optx.AbstractFixedPointSolver):
     """Fixed point iteration with Anderson acceleration (type II), safeguarded by restarts.
 
     A residual that is RESTART times larger than the smallest since the last restart, or not finite, empties the
-    history; the step is then a plain damped one, so a contraction converges whatever the acceleration does.
+    history, and the step is then a plain damped one; so it is where the accelerated one is LONGEST times the residual.
     """
 
     rtol: Any
@@ -66,8 +67,11 @@ class AndersonAcceleration(optx.AbstractFixedPointSolver):
         correction = _correction(jnp.where(used[:, None], dy, 0), jnp.where(used[:, None], dr, 0), r, self.damping)
         # The first residual after a (re)start has no predecessor: its difference is never used, because the count of
         # usable columns grows only after the step.
-        new = flat + self.damping * r - correction
+        step = self.damping * r - correction
+        step = jnp.where(jnp.linalg.norm(jax.lax.stop_gradient(step)) <= LONGEST * size, step, self.damping * r)
         error = _scaled(self.norm, r, flat, self.rtol, self.atol)
+        # What converged is y, so that its image is returned and not an extrapolation that nothing has tested.
+        new = flat + jnp.where(error < 1, r, step)
         best = jnp.where(restart, size, jnp.minimum(size, state.best))
         state = _State(flat, r, dy, dr, best, jnp.minimum(filled + 1, self.history), error)
         return unravel(new), state, aux

@@ -144,7 +144,7 @@ def _narrow_operations(equations: Any) -> Iterator[tuple[str, str]]:
 
 def _programs(parameter: Any) -> Iterator[Any]:
     """The jaxprs in one parameter of an operation (a loop's body, the branches of a condition)."""
-    if isinstance(parameter, jax.extend.core.ClosedJaxpr):
+    if isinstance(parameter, jax.extend.core.ClosedJaxpr):  # pyright: ignore[reportPrivateImportUsage]  its stub is behind
         yield parameter.jaxpr
     elif isinstance(parameter, jax.extend.core.Jaxpr):
         yield parameter
