@@ -99,7 +99,7 @@ def _full(label: str, strategy: Any, checked: Checked, cost: Cost) -> Row:
     finite = math.isfinite(check.norm)
     return {
         "label": label,
-        "gradient": record.described(strategy),
+        "gradient": record.described(strategy) | {"name": label},
         "status": "finished" if finite else "failed",
         "remark": check.remark
         if finite
@@ -112,7 +112,7 @@ def _full(label: str, strategy: Any, checked: Checked, cost: Cost) -> Row:
 
 
 def _empty(label: str, strategy: Any, status: str, remark: str) -> Row:
-    return {"label": label, "gradient": record.described(strategy), "status": status, "remark": remark,
+    return {"label": label, "gradient": record.described(strategy) | {"name": label}, "status": status, "remark": remark,
             "error_text": "-", "gradient_check": None, "cost": None, "loss": None}  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def _content(
     check = best["gradient_check"] if best else None
     loss = best["loss"] if best else None
     status, error = end
-    names = ("label", "gradient", "status", "remark", "gradient_check", "cost")
+    names = ("gradient", "status", "remark", "gradient_check", "cost")
     return result.header(settings, status, 0, error) | {
         "solver": result.solvers_used(experiment, params, key),
         "loss": {"first": loss, "last": loss},

@@ -64,5 +64,6 @@ def current() -> Any:
 
 
 def describe(device: Any) -> str:
-    """A device in words, as `cpu: TFRT_CPU_0`."""
-    return f"{device.platform}: {device.device_kind}"
+    """A device in words, as `cpu`, or `gpu: NVIDIA H100`."""
+    kind = device.device_kind
+    return device.platform if kind == device.platform else f"{device.platform}: {kind}"

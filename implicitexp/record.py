@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -112,13 +113,18 @@ def flat_or_file(params: PyTree, file: str) -> Any:
 
 
 def described(module: Any) -> dict[str, Any]:
-    """A solver or strategy as `{name, options}`: its class, and its fields that are numbers or words."""
+    """A solver or strategy as `{name, options}`: its option's name, and its fields that are numbers or words."""
     options = {}
     for field in dataclasses.fields(module):
         value = getattr(module, field.name)
         options[field.name] = value.item() if isinstance(value, jax.Array | np.ndarray) and value.size == 1 else value
     plain = {name: x for name, x in options.items() if x is None or isinstance(x, bool | int | float | str)}
-    return {"name": type(module).__name__, "options": plain}
+    return {"name": option_name(type(module)), "options": plain}
+
+
+def option_name(cls: type) -> str:
+    """What a class is called on the command line: GaussKronrod is gauss_kronrod."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
 
 
 def as_yaml(config: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from implicitexp import device, recipe, record
+from implicitexp import device, recipe, record, solvers, strategies
 from implicitexp.errors import ConfigError
 
 
@@ -84,3 +84,20 @@ def test_a_missing_device_is_refused_with_advice():
         device.configured("gpu"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        (solvers.GaussKronrod(), "gauss_kronrod"),
+        (solvers.Tsit5(), "tsit5"),
+        (strategies.FiniteDifference(), "finite_difference"),
+    ],
+)
+def test_solvers_and_strategies_are_named_as_on_the_command_line(made, name):
+    assert record.described(made)["name"] == name
+    assert json.loads(json.dumps(record.described(made)))["options"] == {
+        name: value
+        for name, value in vars(made).items()
+        if value is None or isinstance(value, bool | int | float | str)
+    }
