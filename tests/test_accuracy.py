@@ -46,7 +46,7 @@ PROBLEMS = {
         a=0.9, u=1.3,
     ),
 }  # fmt: skip
-SOUND = [s.Unroll(), s.Implicit(), s.Adjoint(), s.Forward()]
+SOUND = [s.Implicit(), s.Adjoint(), *(pytest.param(x, marks=pytest.mark.slow) for x in (s.Unroll(), s.Forward()))]
 # So loose that the first iterate, or a step of any length, is accepted. A root iterates with the preconditioner of its
 # start only; the Gauss adjoint of an ODE takes the steps of the forward solve, so that it is backsolve that can be loose.
 LOOSE = {
@@ -183,7 +183,7 @@ def test_many_parameters_are_checked_along_directions():
     assert not judge(wrong, reference).trusted(TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", PROBLEMS)
+@pytest.mark.parametrize("kind", ["root", *(pytest.param(k, marks=pytest.mark.slow) for k in PROBLEMS if k != "root")])
 def test_witnesses_agree(kind, float64):
     problem, params = PROBLEMS[kind], point(kind)
     exact = flat(truth_cases.exact_gradient(problem))

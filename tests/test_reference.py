@@ -168,7 +168,10 @@ def nested_exact(params):
 
 @pytest.mark.parametrize(
     ("problem", "exact"),
-    [pytest.param(Mapped(), mapped_exact, id="mapped"), pytest.param(Nested(), nested_exact, id="nested")],
+    [
+        pytest.param(Mapped(), mapped_exact, id="mapped", marks=pytest.mark.slow),
+        pytest.param(Nested(), nested_exact, id="nested"),
+    ],
 )
 def test_losses_with_several_equations(problem, exact):
     params = problem.init(None)

@@ -66,7 +66,7 @@ def test_large_jacobian_is_refused_in_reverse_mode_only(strategy):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("strategy", [Forward, FiniteDifference])
+@pytest.mark.parametrize("strategy", [Forward, pytest.param(FiniteDifference, marks=pytest.mark.slow)])
 def test_random_directions_are_unbiased(strategy):
     """The mean over keys tends to the gradient as 1/sqrt(n); one key gives the same numbers twice; and a large
     parameter is taken."""
