@@ -126,6 +126,41 @@ def test_singular_jacobian(strategy):
     assert tap["adjoint_unconverged"] == 1
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("solver", "strategy"),
+    [
+        (solvers.Newton(), Unroll()),
+        pytest.param(solvers.Newton(), Unroll(last=2), marks=pytest.mark.slow),
+        pytest.param(solvers.Dogleg(), Unroll(), marks=pytest.mark.slow),
+        pytest.param(solvers.Dogleg(), Implicit(), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_step_that_is_singular_ends_no_program(solver, strategy):
+    """y1 y2 = a, y1 = y2 from (0, 0), where the Jacobian has rank one and the dogleg method a stationary point; and
+    log y = a from a start that has no logarithm. Lineax raises when such a step is differentiated."""
+
+    def one(start, a, tap):
+        pair = Root(lambda y, a: jnp.stack([y[0] * y[1] - a, y[0] - y[1]]), jnp.stack([start, start]))
+        log = Root(lambda y, a: jnp.log(y) - a, jnp.where(start == 0, -1.0, 1.0))
+        keywords = {"solver": solver, "gradient": strategy, "tap": tap}
+        return solve(pair, a, **keywords).value[0], solve(log, a, **keywords).value
+
+    def total(a, tap):
+        values = jax.vmap(lambda start, a: one(start, a, tap))(jnp.array([1.0, 0.0, 1.0]), a)
+        return jnp.sum(values[0]) + jnp.sum(values[1]), values
+
+    a = np.array([2.0, 2.0, 3.0])
+    (_, (pair, log)), (gradient, tap) = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(a, zero_tap())
+    leaves_the_start = isinstance(solver, solvers.Newton)
+    expected = np.where([True, leaves_the_start, True], np.sqrt(a), np.nan)
+    np.testing.assert_allclose(pair, expected, rtol=1e-6)
+    np.testing.assert_allclose(log, [np.exp(2), np.nan, np.exp(3)], rtol=1e-6)
+    np.testing.assert_allclose(gradient, [0.5 / np.sqrt(2) + np.exp(2), np.nan, 0.5 / np.sqrt(3) + np.exp(3)], rtol=1e-5)
+    assert tap["unconverged"] == 1 + (not leaves_the_start)
+
+
 DECAY = ODE(lambda t, y, a: a * y, 1.0, 0.0, 1.0)
 PEAK = Integral(lambda x, a: a / (x**2 + 1e-4), -1.0, 1.0)
 SKEWED = Root(lambda y, a: jnp.stack([3 * y[0] + y[1], y[1] - 2 * y[0]]) - a, np.ones(2))

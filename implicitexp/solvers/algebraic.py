@@ -13,6 +13,7 @@ from implicitexp.equations import FixedPoint, Root, Stats
 
 from .anderson import AndersonAcceleration
 from .base import AbstractSolver, Loop, NotConverged, Tolerance, resolve_tolerance, stats
+from .pivots import StaticPivots
 
 
 class LoopAdjoint(optx.AbstractAdjoint):
@@ -89,7 +90,7 @@ class Newton(AbstractIteration):
     kind: ClassVar[str] = "root"
 
     def method(self, rtol, atol):
-        return optx.Newton(rtol, atol)
+        return optx.Newton(rtol, atol, linear_solver=StaticPivots())
 
 
 class Dogleg(AbstractIteration):
@@ -102,7 +103,7 @@ class Dogleg(AbstractIteration):
     kind: ClassVar[str] = "root"
 
     def method(self, rtol, atol):
-        return optx.Dogleg(rtol, atol)
+        return optx.Dogleg(rtol, atol, linear_solver=StaticPivots())
 
 
 class Picard(AbstractIteration):
