@@ -9,7 +9,7 @@ from implicitexp import solvers
 from implicitexp.equations import ODE
 from implicitexp.problems.equilibrium import Equilibrium
 from implicitexp.solving import Solve, solve, zero_tap
-from implicitexp.strategies import Adjoint, Forward, Implicit, Unroll
+from implicitexp.strategies import Adjoint, FiniteDifference, Forward, Implicit, Unroll
 
 STEPPED = 1e-6  # relative, at tolerance 1e-8: the errors of the steps add up
 STRATEGIES = [Unroll(), Adjoint(), Adjoint(method="backsolve"), Forward()]
@@ -161,3 +161,28 @@ def test_tap_of_the_adjoint(float64):
 
     tap = jax.jit(jax.grad(loss, 1))(jnp.array(1.0), zero_tap())
     assert 20 <= tap["adjoint_steps"] <= 2 * tap["steps"] + 21
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    "dt0",
+    [
+        pytest.param(0.01, id="130 steps", marks=pytest.mark.slow),
+        pytest.param(0.7, id="2"),
+        pytest.param(1.3, id="1, as a residual network"),
+        pytest.param(5.0, id="1, longer", marks=pytest.mark.slow),
+    ],
+)
+def test_equal_steps_and_their_number_under_finite_differences(dt0):
+    """y' = -2 y in n equal steps is y0 (1 - 2 (t1 - t0) / n)^n; when times move by a little the number stays."""
+    n = int(np.ceil(round(1.3 / dt0, 9)))
+    solver = solvers.Euler(dt0=dt0)
+
+    def value(t1, strategy):
+        return solve(ODE(lambda t, y, a: -a * y, 1.2, 0.1, t1), 2.0, solver=solver, gradient=strategy).value
+
+    t1 = jnp.array(1.4)
+    np.testing.assert_allclose(value(t1, Unroll()), 1.2 * (1 - 2.6 / n) ** n, rtol=1e-12)
+    exact = -2.4 * (1 - 2.6 / n) ** (n - 1)
+    for strategy in (Unroll(), FiniteDifference()):
+        np.testing.assert_allclose(jax.grad(value)(t1, strategy), exact, rtol=1e-9)

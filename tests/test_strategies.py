@@ -166,9 +166,6 @@ SOLVERS = [
     ("integral", solvers.TanhSinh()),
 ]
 EULER = 1e-3  # first order: the step, 1e-4, times what the derivatives add
-# A fixed step has no tolerance to choose the difference's step by, and eps^(1/3) is far below Euler's own grid: when t0
-# moves, the last step changes and the error is as 1/h (0.005, 0.010, 0.021 at h, h/2, h/4). So the step is given.
-ABOVE_THE_GRID = FiniteDifference(step=1e-3)
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}  # in float64, for those that stop a factor short of their tolerance's accuracy
 
 
@@ -180,8 +177,6 @@ def test_every_solver(kind, solver, strategy, precision):
     p = numbers(case.params)
     if precision == "float64" and isinstance(solver, solvers.Picard | solvers.Kvaerno5):
         solver = dataclasses.replace(solver, **TIGHT)
-    if isinstance(solver, solvers.Euler) and isinstance(strategy, FiniteDifference) and precision == "float64":
-        strategy = ABOVE_THE_GRID
     gradient = jax.jit(jax.grad(lambda p: loss(case, strategy, p, solver=solver)))(p)
     bound = tolerance(kind, strategy, precision)
     bound = max(bound, EULER) if isinstance(solver, solvers.Euler) else bound

@@ -43,6 +43,12 @@ class AbstractSolver(eqx.Module):
     def noise(self, like: PyTree) -> Any:
         """The relative error that a solve in the precision of `like` leaves: its tolerance; 0 if it has none."""
 
+    def kept_steps(self, before: Any, after: Any) -> "AbstractSolver":
+        """The solver that takes, for the equation `after`, as many steps as this one takes for `before`, where that is
+        decided before it starts; itself where it is not."""
+        del before, after
+        return self
+
 
 def resolve_tolerance(value: Any, like: PyTree) -> Any:
     """`value`, or the default of the precision in which `like` is computed (float16 counts as float32)."""

@@ -38,6 +38,10 @@ class AbstractODESolver(AbstractSolver):
     def controller(self, y0: PyTree, rtol: Any = None, atol: Any = None) -> dfx.AbstractStepSizeController:
         """The step size control; given tolerances stand before the solver's own."""
 
+    def first_step(self, t0: Any, t1: Any) -> Any:
+        """The first step from t0 towards t1; None: the controller chooses."""
+        return None if self.dt0 is None else jnp.where(t1 < t0, -1, 1) * jnp.asarray(self.dt0, jnp.result_type(t0))
+
     def integrate(
         self,
         field: Callable[[Any, PyTree, PyTree], PyTree],
@@ -53,13 +57,12 @@ class AbstractODESolver(AbstractSolver):
         max_steps: int | None = None,
     ) -> dfx.Solution:
         """Integrate dy/dt = field(t, y, args) from t0 to t1, in either direction."""
-        dt0 = None if self.dt0 is None else jnp.where(t1 < t0, -1, 1) * jnp.asarray(self.dt0, jnp.result_type(t0))
         return dfx.diffeqsolve(
             dfx.ODETerm(field),
             self.method(y0, rtol, atol),
             t0,
             t1,
-            dt0,
+            self.first_step(t0, t1),
             y0,
             args,
             saveat=dfx.SaveAt(t1=True) if saveat is None else saveat,
@@ -80,8 +83,34 @@ def succeeded(sol: dfx.Solution):
     return sol.result == dfx.RESULTS.successful
 
 
-class Euler(AbstractODESolver):
-    """Explicit Euler with the fixed step `dt0` (the last step ends at t1): a residual network is dt0 = 1."""
+class AbstractFixedStep(AbstractODESolver):
+    """A Runge-Kutta method in equal steps of at most `dt0`, the last of which ends at t1."""
+
+    def controller(self, y0, rtol=None, atol=None):
+        return dfx.ConstantStepSize()
+
+    def noise(self, like):
+        return 0.0
+
+    def steps(self, t0: Any, t1: Any) -> Any:
+        """How many: t1 - t0 over dt0, rounded up unless it is a whole number within rounding."""
+        ratio = jnp.abs(jnp.asarray(t1) - t0) / self.dt0
+        slack = 1 - 8 * jnp.finfo(ratio.dtype).eps
+        return jax.lax.stop_gradient(jnp.maximum(jnp.ceil(ratio * slack), 1))
+
+    def first_step(self, t0, t1):
+        """Like all others: Diffrax's own makes a first step of dt0, and the rest of them shorter."""
+        return (t1 - t0) / self.steps(t0, t1)
+
+    def kept_steps(self, before, after):
+        """One step more or less jumps by the error of a step, which a small difference of times would be lost in."""
+        span = before.t1 - before.t0
+        longer = jnp.where(span == 0, 1, (after.t1 - after.t0) / jnp.where(span == 0, 1, span))
+        return eqx.tree_at(lambda solver: solver.dt0, self, self.dt0 * longer)
+
+
+class Euler(AbstractFixedStep):
+    """Explicit Euler with the fixed step `dt0`: a residual network is dt0 = 1."""
 
     dt0: Any = 0.01  # in the units of t
     max_steps: int = eqx.field(static=True, default=100_000)
@@ -91,12 +120,6 @@ class Euler(AbstractODESolver):
 
     def method(self, y0, rtol=None, atol=None):
         return dfx.Euler()
-
-    def controller(self, y0, rtol=None, atol=None):
-        return dfx.ConstantStepSize()
-
-    def noise(self, like):
-        return 0.0
 
 
 class AbstractAdaptive(AbstractODESolver):

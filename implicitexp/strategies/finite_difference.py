@@ -9,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from implicitexp.solvers.base import dtype_of
 
-from .base import AbstractCell, AbstractStrategy, Backward, Split, norm
+from .base import AbstractCell, AbstractStrategy, Backward, Call, Split, norm
 from .forward import Directions, pull_along
 
 
@@ -56,8 +56,11 @@ class DifferenceCell(AbstractCell):
             return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape), Backward.exact()
         h = self._relative_step(split) / _largest(theta, tangents)
 
+        base = split.call()
+
         def moved(sign):
-            return split.call([x + (sign * h).astype(x.dtype) * t for x, t in zip(theta, tangents, strict=True)])
+            call = split.call([x + (sign * h).astype(x.dtype) * t for x, t in zip(theta, tangents, strict=True)])
+            return Call(call.equation, call.args, base.solver.kept_steps(base.equation, call.equation))
 
         (plus, p), (minus, m) = moved(1.0).run(), moved(-1.0).run()
         converged = p.converged & m.converged
