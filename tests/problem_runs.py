@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from implicitexp import prepare
-from implicitexp.__main__ import Composer
+from implicitexp.composing import Composer
 from implicitexp.experiment import CHUNK, advance, answers
 from implicitexp.launch import build
 

@@ -9,7 +9,8 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from implicitexp.__main__ import Composer, parse
+from implicitexp.__main__ import parse
+from implicitexp.composing import Composer
 from implicitexp.configuration import folders, manual, rules, validation
 from implicitexp.errors import ConfigError
 

@@ -157,7 +157,9 @@ def test_a_step_that_is_singular_ends_no_program(solver, strategy):
     expected = np.where([True, leaves_the_start, True], np.sqrt(a), np.nan)
     np.testing.assert_allclose(pair, expected, rtol=1e-6)
     np.testing.assert_allclose(log, [np.exp(2), np.nan, np.exp(3)], rtol=1e-6)
-    np.testing.assert_allclose(gradient, [0.5 / np.sqrt(2) + np.exp(2), np.nan, 0.5 / np.sqrt(3) + np.exp(3)], rtol=1e-5)
+    np.testing.assert_allclose(
+        gradient, [0.5 / np.sqrt(2) + np.exp(2), np.nan, 0.5 / np.sqrt(3) + np.exp(3)], rtol=1e-5
+    )
     assert tap["unconverged"] == 1 + (not leaves_the_start)
 
 

@@ -22,8 +22,8 @@ class StaticPivots(lx.AbstractLinearSolver):
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> PyTree:
         if lx.is_diagonal(operator):
-            diagonal, *rest = DIVISION.init(operator, options)
-            return _grown(diagonal, diagonal), *rest
+            diagonal = lx.diagonal(operator)
+            return _grown(diagonal, diagonal), *DIVISION.init(operator, options)[1:]
         (lu, permutation), *rest = lx.LU().init(operator, options)
         n = jnp.arange(lu.shape[0])
         return (lu.at[n, n].set(_grown(jnp.diagonal(lu), lu)), permutation), *rest

@@ -197,7 +197,9 @@ class FixedEuler(AbstractSolver):
     def run(self, equation, args, loop: Loop):
         t0, t1 = equation.t0, equation.t1
         direction = jnp.where(t1 < t0, -1.0, 1.0)
-        whole = jnp.ceil(jnp.abs(t1 - t0) / self.dt0 * (1 - 8 * jnp.finfo(t0.dtype).eps))  # what rounding adds is no step
+        whole = jnp.ceil(
+            jnp.abs(t1 - t0) / self.dt0 * (1 - 8 * jnp.finfo(t0.dtype).eps)
+        )  # what rounding adds is no step
         dt = (t1 - t0) / jax.lax.stop_gradient(jnp.maximum(whole, 1))
         ts = t1[None] if equation.ts is None else equation.ts
         out = jax.tree.map(lambda y: jnp.broadcast_to(y, (*ts.shape, *y.shape)), equation.y0)
