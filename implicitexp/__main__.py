@@ -36,7 +36,7 @@ SHOWING = ("cfg", "info", "hydra_help", "shell_completion")  # flags that Hydra 
 def parse(argv: list[str]) -> Command:
     """**Raises** `ConfigError` for a flag that does not exist, or an override that cannot be read."""
     parser = get_args_parser()
-    parser.exit_on_error = False
+    parser.exit_on_error, parser.allow_abbrev = False, False
     try:
         flags, unknown = parser.parse_known_intermixed_args(argv)
     except argparse.ArgumentError as error:

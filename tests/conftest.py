@@ -1,6 +1,8 @@
 """Fixtures of all tests. Types and shapes are checked while the tests run (jaxtyping with beartype)."""
 
+import gc
 import os
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Two virtual devices; and programs that run once are compiled without the passes that make them fast.
@@ -11,6 +13,9 @@ os.environ.setdefault(
 
 from jaxtyping import install_import_hook
 
+gc.set_threshold(200_000, 20, 50)  # tracing makes objects by the million that live on: a seventh of the suite's time
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a job in a shell's background: children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 HOOK = install_import_hook("implicitexp", "beartype.beartype")
 
 import jax

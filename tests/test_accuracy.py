@@ -167,6 +167,7 @@ def test_program_and_problem_are_told_apart(float64):
     assert adjoint.program_error > 0.5
 
 
+@pytest.mark.slow
 def test_many_parameters_are_checked_along_directions():
     problem = Digits(width=4, batch_size=4, layer="residual")
     params, batch = problem.init(jax.random.key(0)), problem.batch(jax.random.key(1))

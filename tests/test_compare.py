@@ -25,6 +25,7 @@ def a_comparison(folder, problem, rows):
     return compare(problem, solvers.Auto(), rows, settings, open_tracker(None))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_the_trap_is_shown(tmp_path, capsys):
     """DESIGN 3: at the equilibrium `unroll` is exact for the program and 290 times wrong for the problem."""
@@ -79,13 +80,19 @@ def test_a_row_that_fails_says_why_and_ends_no_others(tmp_path, monkeypatch):
     assert adjoint["gradient_check"] is None
 
 
-def test_an_undefined_pair_is_a_row_and_only_undefined_pairs_are_an_error(tmp_path):
-    last = strategies.Unroll(last=2)
-    result = a_comparison(tmp_path / "a", problems.Exponential(), {"last": last, "implicit": strategies.Implicit()})
+LAST = strategies.Unroll(last=2)  # not defined for an ODE
+
+
+@pytest.mark.slow
+def test_an_undefined_pair_is_a_row(tmp_path):
+    result = a_comparison(tmp_path, problems.Exponential(), {"last": LAST, "implicit": strategies.Implicit()})
     assert [row["status"] for row in result.strategies] == ["finished", "undefined"]
     assert "not defined for an ODE" in result.strategies[1]["remark"]
+
+
+def test_only_undefined_pairs_are_an_error(tmp_path):
     with pytest.raises(ConfigError, match="not defined for an ODE"):
-        a_comparison(tmp_path / "b", problems.Exponential(), {"last": last})
+        a_comparison(tmp_path / "b", problems.Exponential(), {"last": LAST})
     assert not (tmp_path / "b").exists()
 
 

@@ -103,16 +103,13 @@ def fitted_by_scipy() -> tuple[dict[str, float], float]:
 
 
 @pytest.mark.slow
-def test_digits_are_learned_and_the_layer_is_worth_it():
-    """The three accuracies of the main job: means of three seeds, in percent."""
-    accuracy = {}
-    for layer in ("ode", "residual", "identity"):
-        runs = [trained("ode", f"problem.layer={layer}", f"seed={seed}") for seed in range(3)]
-        accuracy[layer] = 100 * np.mean([run.found["test_accuracy"] for run in runs])
-    print(accuracy)
-    assert accuracy["ode"] >= 97.5
-    assert accuracy["ode"] - accuracy["identity"] >= 1.5
-    assert accuracy["residual"] - accuracy["identity"] >= 1.0
+@pytest.mark.parametrize(
+    ("layer", "least", "most"), [("ode", 97.5, 100), ("residual", 97.5, 100), ("identity", 95, 96)]
+)
+def test_digits_are_learned_and_the_layer_is_worth_it(layer, least, most):
+    """Mean test accuracy of three seeds, in percent: with the layer at least 1.5 points above without it."""
+    runs = [trained("ode", f"problem.layer={layer}", f"seed={seed}") for seed in range(3)]
+    assert least <= 100 * np.mean([run.found["test_accuracy"] for run in runs]) <= most
 
 
 @pytest.mark.slow

@@ -65,8 +65,9 @@ def test_large_jacobian_is_refused_in_reverse_mode_only(strategy):
     np.testing.assert_allclose(tangent, MAX_PARAMETERS + 1, rtol=2e-2)  # float32, differences among them
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("strategy", [Forward, pytest.param(FiniteDifference, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", [Forward, FiniteDifference])
 def test_random_directions_are_unbiased(strategy):
     """The mean over keys tends to the gradient as 1/sqrt(n); one key gives the same numbers twice; and a large
     parameter is taken."""
@@ -93,10 +94,11 @@ def test_random_directions_are_unbiased(strategy):
 def test_finite_difference_step_and_factor(float64):
     """The truncation error goes with the square of the step: half and twice the step say how far to trust it."""
 
+    @jax.jit
     def error(factor):
         strategy = FiniteDifference(factor=factor)
         g = jax.grad(lambda a: solve(Root(lambda y, a: y**2 - a, 1.0), a, gradient=strategy).value)(jnp.array(2.0))
-        return float(g) - 0.5 / np.sqrt(2.0)
+        return g - 0.5 / np.sqrt(2.0)
 
     assert abs(error(1.0)) < DIFFERENCED
     np.testing.assert_allclose(error(2.0) / error(1.0), 4.0, rtol=1e-2)
@@ -113,8 +115,9 @@ def test_both_sides_of_the_dense_switch(n):
     def loss(a, tap, strategy):
         return jnp.sum(solve(equation, a, gradient=strategy, tap=tap).value)
 
-    g, tap = jax.grad(loss, (0, 1))(jnp.array(0.5), zero_tap(), Implicit())
-    expected = jax.grad(loss)(jnp.array(0.5), zero_tap(), Implicit(linear_solver="lu"))
+    g, tap = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)(jnp.array(0.5), zero_tap(), Implicit())
+    lu = Implicit(linear_solver="lu")
+    expected = jax.jit(jax.grad(loss), static_argnums=2)(jnp.array(0.5), zero_tap(), lu)
     np.testing.assert_allclose(g, expected, rtol=1e-9)
     assert (tap["adjoint_steps"] == 1) == (n <= DENSE_UP_TO)
 

@@ -99,12 +99,11 @@ def test_the_plain_update_is_sgd(tmp_path):
     "optimizer",
     [
         {"_target_": "optax.lbfgs"},
-        {"_target_": "optax.adamw", "learning_rate": {"_target_": "optax.cosine_decay_schedule", "init_value": 0.05,
-                                                      "decay_steps": 30}},
-        {"_target_": "optax.adam", "learning_rate": {"_target_": "optax.warmup_cosine_decay_schedule", "init_value": 0.0,
-                                                     "peak_value": 0.05, "warmup_steps": 3, "decay_steps": 30}},
         {"_target_": "optax.chain", "_args_": [{"_target_": "optax.clip_by_global_norm", "max_norm": 0.1}, ADAM]},
-        {"_target_": "optax.rmsprop", "learning_rate": 0.01},
+        pytest.param({"_target_": "optax.adamw", "learning_rate": {
+            "_target_": "optax.warmup_cosine_decay_schedule", "init_value": 0.0, "peak_value": 0.05, "warmup_steps": 3,
+            "decay_steps": 30}}, marks=pytest.mark.slow),
+        pytest.param({"_target_": "optax.rmsprop", "learning_rate": 0.01}, marks=pytest.mark.slow),
     ],
     ids=lambda node: node["_target_"],
 )  # fmt: skip

@@ -13,12 +13,13 @@ import pytest
 from strategy_cases import CASES, Case
 
 from implicitexp import solvers
-from implicitexp.equations import Root
+from implicitexp.equations import ODE, FixedPoint, Integral, Root
 from implicitexp.solving import solve, zero_tap
 from implicitexp.strategies import Adjoint, FiniteDifference, Forward, Implicit, PerKind, ProgramTangent, Unroll
 
 # Relative errors in float64 with default tolerances (1e-8).
-SOLVED = 1e-9  # Newton and Anderson end far below the tolerance; a quadrature rule too on a smooth integrand
+SOLVED = 1e-9  # Newton ends far below the tolerance; a quadrature rule too on a smooth integrand
+ITERATED = 1e-8  # the tolerance: a fixed point iteration ends as soon as its step is below it
 STEPPED = 2e-7  # an ODE: the steps' errors add up
 TRUNCATED = 1e-6  # the last iterations only: what the first ones would add has contracted away
 DIFFERENCED = 1e-4  # step^2 = (1e-8)^(2/3) times third derivatives
@@ -52,7 +53,7 @@ def tolerance(kind, strategy, precision="float64") -> float:
         return SINGLE
     if isinstance(strategy, Unroll) and strategy.last:
         return TRUNCATED
-    return STEPPED if kind == "ode" else SOLVED
+    return {"ode": STEPPED, "fixed_point": ITERATED}.get(kind, SOLVED)
 
 
 def number(value):
@@ -82,37 +83,43 @@ def error(gradient, exact) -> float:
     return max(float(np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(np.asarray(b))) for a, b in pairs)
 
 
-def batched_gradient(case, strategy, p, solver=None):
-    """The gradient of a sum over lanes, compiled, and the tap's statistics."""
-
-    def total(p, tap):
-        return jnp.sum(jax.vmap(lambda p: loss(case, strategy, p, tap, solver))(p))
-
-    return jax.jit(jax.grad(total, (0, 1)))(p, zero_tap())
-
-
 def exact_batched_gradient(case, p):
     return jax.grad(lambda p: jnp.sum(jax.vmap(lambda p: exact_loss(case, p))(p)))(p)
 
 
-CELLS = [(kind, strategy) for kind in CASES for strategy in STRATEGIES] + [
-    pytest.param(*row, marks=pytest.mark.slow) for row in VARIANTS
-]
-
-
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("kind", "strategy"), CELLS, ids=str)
-def test_gradient_matches_closed_form(kind, strategy):
-    """Under jit, and as the gradient of a vmap; the tap counts both lanes."""
-    case = CASES[kind]
-    p = numbers(case.params, LANES)
-    gradient, tap = batched_gradient(case, strategy, p)
-    assert error(gradient, exact_batched_gradient(case, p)) < tolerance(kind, strategy)
-    assert tap["solves"] == len(LANES)
-    assert tap["adjoint_solves"] == len(LANES)
-    assert tap["steps"] >= len(LANES)
+def check_tap(tap, solves):
+    assert tap["solves"] == tap["adjoint_solves"] == solves
+    assert tap["steps"] >= solves
     assert tap["unconverged"] == tap["adjoint_unconverged"] == 0
     assert 0 <= tap["adjoint_residual"] < SOLVED**2
+
+
+CELLS = [(kind, strategy) for kind in CASES for strategy in STRATEGIES]
+
+
+@pytest.mark.parametrize(("kind", "strategy"), CELLS, ids=str)
+def test_gradient_matches_closed_form(kind, strategy, float64):
+    """The table: under jit, with the tap."""
+    case = CASES[kind]
+    p = numbers(case.params)
+    gradient, tap = jax.jit(jax.grad(lambda p, tap: loss(case, strategy, p, tap), (0, 1)))(p, zero_tap())
+    assert error(gradient, jax.grad(lambda p: exact_loss(case, p))(p)) < tolerance(kind, strategy)
+    check_tap(tap, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "strategy"), CELLS + VARIANTS, ids=str)
+def test_gradient_of_a_vmap(kind, strategy, float64):
+    """Two lanes differentiated together; the tap counts both."""
+    case = CASES[kind]
+    p = numbers(case.params, LANES)
+
+    def total(p, tap):
+        return jnp.sum(jax.vmap(lambda p: loss(case, strategy, p, tap))(p))
+
+    gradient, tap = jax.jit(jax.grad(total, (0, 1)))(p, zero_tap())
+    assert error(gradient, exact_batched_gradient(case, p)) < tolerance(kind, strategy)
+    check_tap(tap, len(LANES))
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -153,7 +160,7 @@ def test_single_precision(kind):
     assert error(gradient, jax.grad(lambda p: exact_loss(case, p))(p)) < SINGLE
 
 
-SOLVERS = [
+SOLVERS = [  # the default of each kind is in the table above, in float64
     ("root", solvers.Newton()),
     ("root", solvers.Dogleg()),
     ("fixed_point", solvers.Picard()),
@@ -165,13 +172,20 @@ SOLVERS = [
     ("integral", solvers.GaussKronrod()),
     ("integral", solvers.TanhSinh()),
 ]
+DEFAULTS = (solvers.Newton, solvers.Anderson, solvers.Tsit5, solvers.GaussKronrod)
+MATRIX = [
+    pytest.param(kind, solver, strategy, precision, id=f"{type(solver).__name__}-{strategy}-{precision}")
+    for kind, solver in SOLVERS
+    for strategy in STRATEGIES
+    for precision in ("float32", "float64")
+    if (isinstance(strategy, Implicit) if precision == "float32" else not isinstance(solver, DEFAULTS))
+]
 EULER = 1e-3  # first order: the step, 1e-4, times what the derivatives add
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}  # in float64, for those that stop a factor short of their tolerance's accuracy
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
-@pytest.mark.parametrize(("kind", "solver"), SOLVERS, ids=lambda x: type(x).__name__ if x != "root" else x)
+@pytest.mark.parametrize(("kind", "solver", "strategy", "precision"), MATRIX, indirect=["precision"])
 def test_every_solver(kind, solver, strategy, precision):
     case = CASES[kind]
     p = numbers(case.params)
@@ -185,17 +199,32 @@ def test_every_solver(kind, solver, strategy, precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "strategy"), CELLS, ids=str)
-def test_eager_and_vmap_of_gradient(kind, strategy, float64):
-    """Not compiled, and as the vmap of a gradient: the same numbers as in the table."""
+@pytest.mark.parametrize("strategy", [Unroll(), Implicit(), Adjoint()], ids=str)
+@pytest.mark.parametrize("kind", CASES)
+def test_vmap_of_gradient(kind, strategy, float64):
+    """A lane at a time differentiated, where the table differentiates the lanes together."""
     case = CASES[kind]
     p = numbers(case.params, LANES)
-    expected = exact_batched_gradient(case, p)
-    inside = jax.vmap(jax.grad(lambda p: loss(case, strategy, p)))(p)
-    assert error(inside, expected) < tolerance(kind, strategy)
-    first = jax.tree.map(lambda x: x[0], p)
-    eager = jax.grad(lambda p: loss(case, strategy, p))(first)
-    assert error(eager, jax.tree.map(lambda x: x[0], expected)) < tolerance(kind, strategy)
+    inside = jax.jit(jax.vmap(jax.grad(lambda p: loss(case, strategy, p))))(p)
+    assert error(inside, exact_batched_gradient(case, p)) < tolerance(kind, strategy)
+
+
+EAGER = {  # of a plain number a, value and derivative at a = 2
+    "root": (lambda a: (Root(lambda y, a: y**2 - a, 1.0), a), 0.5 / np.sqrt(2)),
+    "fixed_point": (lambda a: (FixedPoint(lambda y, a: 0.5 * y + a, 0.0), a), 2.0),
+    "ode": (lambda a: (ODE(lambda t, y, a: -a * y, 1.0, 0.0, 1.0), a), -np.exp(-2)),
+    "integral": (lambda a: (Integral(lambda x, a: x**2 * a, 0.0, 1.0), a), 1 / 3),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+@pytest.mark.parametrize("kind", EAGER)
+def test_eager_gradient(kind, strategy, float64):
+    """Without jit."""
+    equation, exact = EAGER[kind]
+    gradient = jax.grad(lambda a: solve(*equation(a), gradient=strategy).value)(2.0)
+    assert abs(gradient / exact - 1) < max(tolerance(kind, strategy), STEPPED)
 
 
 @pytest.mark.parametrize("strategy", [Implicit(), Unroll()], ids=["implicit", "unroll"])
