@@ -17,6 +17,7 @@ PROBLEMS = [
     ("root_kepler", ()),
     ("fixed_point_ridge", ()),
     ("integral_pendulum", ()),
+    ("integral", ()),
     ("brachistochrone", ()),
     ("brachistochrone", ("problem.formulation=root",)),
     ("brachistochrone", ("problem.formulation=direct",)),

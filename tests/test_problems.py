@@ -1,4 +1,4 @@
-"""The eight problems: each reaches its goal with the defaults of its YAML, and its closed form is right."""
+"""The problems: each reaches its goal with the defaults of its YAML, and its closed form is right."""
 
 import jax
 import jax.numpy as jnp
@@ -273,9 +273,12 @@ def test_the_shipped_data_are_those_that_were_published():
     years, pelts = data.hare_lynx()
     assert years.tolist() == list(range(1900, 1921))
     assert pelts.sum(0).tolist() == pytest.approx([715.7, 423.5])
+    durations, waiting = data.old_faithful()
+    assert waiting.shape == (272,)
+    assert (durations.sum(), waiting.sum()) == pytest.approx((948.677, 19284.0))
     with open(data.path("SOURCES.md"), encoding="utf-8") as file:
         text = file.read()
-    assert all(name in text for name in ("digits.npz", "diabetes.csv", "hare_lynx.csv"))
+    assert all(name in text for name in ("digits.npz", "diabetes.csv", "hare_lynx.csv", "faithful.csv"))
 
 
 def test_jittered_images_stay_what_they_are():

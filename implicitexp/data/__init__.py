@@ -26,3 +26,9 @@ def hare_lynx() -> tuple[np.ndarray, np.ndarray]:
     """Years (21,), 1900 to 1920, and the pelts of hare and lynx in thousands (21, 2)."""
     table = np.loadtxt(path("hare_lynx.csv"), delimiter=",", skiprows=1)
     return table[:, 0], table[:, 1:]
+
+
+def old_faithful() -> tuple[np.ndarray, np.ndarray]:
+    """Durations of 272 eruptions (272,), and the waiting times until the next ones (272,), both in minutes."""
+    table = np.loadtxt(path("faithful.csv"), delimiter=",", skiprows=1)
+    return table[:, 0], table[:, 1]

@@ -7,6 +7,7 @@ from .equilibrium import Equilibrium
 from .exponential import Exponential
 from .kepler import Kepler
 from .lotka_volterra import LotkaVolterra
+from .old_faithful import OldFaithful
 from .pendulum import Pendulum
 from .ridge import Ridge
 
@@ -18,6 +19,7 @@ __all__ = [
     "Exponential",
     "Kepler",
     "LotkaVolterra",
+    "OldFaithful",
     "Pendulum",
     "Ridge",
 ]
