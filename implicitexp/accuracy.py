@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from implicitexp.cost import Cost, measure_cost
+from implicitexp.notation import format_error as format_error
 from implicitexp.reference import FLAT_LIMIT, Referee, Reference, ReferenceSettings
 from implicitexp.strategies import FiniteDifference
 from implicitexp.truth.doubles import flat
@@ -192,26 +193,8 @@ def _program_error(
 # -- in words ---------------------------------------------------------------------------------------------------------
 
 
-def format_error(error: float | None, uncertainty: float | None) -> str:
-    """An error as it may be stated: "2.4e-07 ± 1e-12", or a bound "< 3e-12" where it is not above its uncertainty."""
-    if error is None or uncertainty is None or not math.isfinite(uncertainty):
-        return "-"
-    if not math.isfinite(error):
-        return "not finite"
-    if error <= uncertainty:
-        return f"< {_rounded_up(error + uncertainty)}"
-    return f"{error:.{2 if error < 1 else 3}g} ± {_rounded_up(uncertainty)}"
-
-
 def format_number(x: float | None) -> str:
     return "-" if x is None else f"{x:.2g}"
-
-
-def _rounded_up(x: float) -> str:
-    """One digit, never below x: a bound stays one."""
-    exponent = math.floor(math.log10(x)) if x > 0 else 0
-    digit = math.ceil(x / 10.0**exponent * (1 - 1e-9))
-    return f"{digit * 10.0**exponent:.0e}"
 
 
 @dataclasses.dataclass(frozen=True)

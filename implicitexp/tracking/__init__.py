@@ -7,6 +7,7 @@ noticed by the process that survives it. This package imports MLflow in that pro
 import abc
 import dataclasses
 import math
+import os
 import re
 import time
 import uuid
@@ -20,6 +21,10 @@ from implicitexp.tracking.pipe import Message, Process, shared_process
 DEFAULT_URI = "sqlite:///runs/mlflow.db"
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")  # a driver may follow: postgresql+psycopg2
 NOTE = "mlflow.note.content"  # the Markdown that a run's page shows on top
+
+PARENT = (
+    "IMPLICITEXP_PARENT_RUN"  # in the environment: MLflow's id of the run in which those of this process are nested
+)
 
 Status = Literal["finished", "failed", "killed"]
 
@@ -110,7 +115,7 @@ class MLflowTracker(AbstractTracker):
             "op": "start", "run": handle.key, "uri": self.uri, "experiment": self.experiment or experiment, "name": name,
             "params": {key: str(value) for key, value in params.items()},
             "tags": self.common_tags | {key: str(value) for key, value in tags.items()},
-            "parent": parent.key if parent else None, "time": now(),
+            "parent": parent.key if parent else None, "parent_id": None if parent else os.environ.get(PARENT), "time": now(),
         })  # fmt: skip
         return handle
 

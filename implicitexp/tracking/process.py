@@ -2,7 +2,7 @@
 
 `pipe.py` starts it. Nothing here imports JAX. Standard input carries
 
-    {"op": "start", "run", "uri", "experiment", "name", "params", "tags", "parent", "time"}
+    {"op": "start", "run", "uri", "experiment", "name", "params", "tags", "parent", "parent_id", "time"}
     {"op": "log", "run", "rows": [[step, {metric: number}], ...], "time"}     {"op": "tags", "run", "tags"}
     {"op": "artifacts", "run", "paths"}     {"op": "finish", "run", "status", "time"}     {"op": "flush", "uri", "token"}
 

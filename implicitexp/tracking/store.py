@@ -132,19 +132,33 @@ class Store:
     def _start(self, client: "MlflowClient", message: Message) -> None:
         if message["run"] in self.runs:
             return  # a repetition: the connection broke after it had arrived
-        name = message["experiment"]
-        if name not in self.experiments:
-            self.experiments[name] = experiment_id(client, self.uri, name)
+        parent = self._parent(message)
+        experiment = self._experiment(client, message, parent)
         tags = {"mlflow.user": user(), "mlflow.source.name": "implicitexp", "mlflow.source.type": "LOCAL"}
         if commit := message["tags"].get("git_commit"):
             tags["mlflow.source.git.commit"] = commit  # which the table of runs shows as the version
-        if message["parent"] is not None:
-            if message["parent"] not in self.runs:
-                raise Refused(f"run {message['name']!r} is left out, since its parent is")
-            tags["mlflow.parentRunId"] = self.runs[message["parent"]]
-        run = client.create_run(self.experiments[name], message["time"], tags=tags, run_name=message["name"])
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
+        run = client.create_run(experiment, message["time"], tags=tags, run_name=message["name"])
         self.runs[message["run"]] = run.info.run_id
         self.say({"run": message["run"], "run_id": run.info.run_id, "experiment_id": run.info.experiment_id})
+
+    def _parent(self, message: Message) -> str | None:
+        """MLflow's id of the run in which this one is nested: a run of the sender's, or one of another process."""
+        if message["parent"] is None:
+            return message.get("parent_id")
+        if message["parent"] not in self.runs:
+            raise Refused(f"run {message['name']!r} is left out, since its parent is")
+        return self.runs[message["parent"]]
+
+    def _experiment(self, client: "MlflowClient", message: Message, parent: str | None) -> str:
+        """The id of the run's experiment: that of its parent, since the pages show nested runs nowhere else."""
+        if parent is not None:
+            return client.get_run(parent).info.experiment_id
+        name = message["experiment"]
+        if name not in self.experiments:
+            self.experiments[name] = experiment_id(client, self.uri, name)
+        return self.experiments[name]
 
 
 def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:

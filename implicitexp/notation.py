@@ -1,0 +1,21 @@
+"""How errors are written: with their uncertainty, or as a bound. Imports nothing slow."""
+
+import math
+
+
+def format_error(error: float | None, uncertainty: float | None) -> str:
+    """An error as it may be stated: "2.4e-07 ± 1e-12", or a bound "< 3e-12" where it is not above its uncertainty."""
+    if error is None or uncertainty is None or not math.isfinite(uncertainty):
+        return "-"
+    if not math.isfinite(error):
+        return "not finite"
+    if error <= uncertainty:
+        return f"< {_rounded_up(error + uncertainty)}"
+    return f"{error:.{2 if error < 1 else 3}g} ± {_rounded_up(uncertainty)}"
+
+
+def _rounded_up(x: float) -> str:
+    """One digit, never below x: a bound stays one."""
+    exponent = math.floor(math.log10(x)) if x > 0 else 0
+    digit = math.ceil(x / 10.0**exponent * (1 - 1e-9))
+    return f"{digit * 10.0**exponent:.0e}"
