@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 
 from implicitexp.accuracy import GradientCheck, judge, step_remark
 from implicitexp.cost import Cost, measure_cost, memory_of, timed
+from implicitexp.device import local
 from implicitexp.experiment import Evaluation, Experiment, batch_at, evaluate
 from implicitexp.reference import Referee, Reference
 from implicitexp.truth.witnesses import Directional, is_directional, program_gradient, strategy_gradient
@@ -54,17 +55,19 @@ class Checker:
 
     def __init__(self, experiment: Experiment, key: jax.Array, referee: Referee):
         self.experiment, self.key, self.referee = experiment, key, referee
+        self.alone = dataclasses.replace(experiment, mesh=None)  # what judges is not shared among devices
         self._batch = eqx.filter_jit(batch_at)
+        self.memory: PyTree = None  # what the problem remembers at the update that is examined; None: nothing yet
         self._compiled: Any = None
         self.compile_seconds = 0.0
 
     def batch(self, step: int) -> PyTree:
         """The minibatch of that update."""
-        return self._batch(self.experiment, self.key, jnp.asarray(step, jnp.int32))
+        return self._batch(self.alone, self.key, jnp.asarray(step, jnp.int32), local(self.memory, self.experiment.mesh))
 
     def evaluation(self, params: PyTree, step: int) -> Evaluation:
         """Loss and gradient by the strategy, and the statistics of the solves: what the update of that step sees."""
-        batch = self.batch(step)
+        batch = self._batch(self.experiment, self.key, jnp.asarray(step, jnp.int32), self.memory)
         if self._compiled is None:
             began = time.perf_counter()
             self._compiled = evaluate.lower(self.experiment, params, batch).compile()
@@ -73,22 +76,23 @@ class Checker:
 
     def value(self, params: PyTree, step: int) -> tuple[float, PyTree | Directional]:
         """-> loss, gradient; its derivatives along a few directions where a strategy carries too large a Jacobian."""
-        experiment = self.experiment
-        if not is_directional(params, experiment.gradient):
+        if not is_directional(params, self.experiment.gradient):
             at = self.evaluation(params, step)
-            return float(at.loss), at.gradient
+            return float(at.loss), local(at.gradient, self.experiment.mesh)
+        experiment, params = self.alone, local(params, self.experiment.mesh)
         batch = self.batch(step)
         loss = eqx.filter_jit(lambda e, p, b: e.loss(p, b)[0])(experiment, params, batch)
         return float(loss), strategy_gradient(experiment.problem, params, batch, experiment.solver, experiment.gradient)
 
     def reference(self, params: PyTree, step: int, judged: PyTree = None) -> Reference:
         """The ground truth at these parameters, on the minibatch of that update."""
-        return self.referee(params, self.batch(step), judged)
+        return self.referee(local(params, self.experiment.mesh), self.batch(step), judged)
 
     def __call__(self, params: PyTree, step: int, reference: Reference | None = None) -> Checked:
         """Judge the gradient; against a given reference, or one that is found for it."""
-        experiment, batch = self.experiment, self.batch(step)
+        experiment, batch = self.alone, self.batch(step)
         loss, value = self.value(params, step)
+        params = local(params, self.experiment.mesh)
         if reference is None:
             reference = self.reference(params, step, None if isinstance(value, Directional) else value)
         program = program_gradient(experiment.problem, params, batch, experiment.solver)
@@ -97,10 +101,14 @@ class Checker:
 
     def cost(self, params: PyTree, step: int) -> Cost:
         """Of one gradient: compilation, time of loss and of gradient, memory, solver steps."""
-        experiment, batch = self.experiment, self.batch(step)
-        if is_directional(params, experiment.gradient):
-            return measure_cost(experiment.problem, params, batch, experiment.solver, experiment.gradient)
-        at = self.evaluation(params, step)
+        experiment = self.experiment
+        if is_directional(params, experiment.gradient) or jax.process_count() > 1:  # whose repeats would not be in step
+            own = local(params, experiment.mesh)
+            return measure_cost(experiment.problem, own, self.batch(step), experiment.solver, experiment.gradient)
+        at, batch = (
+            self.evaluation(params, step),
+            self._batch(experiment, self.key, jnp.asarray(step, jnp.int32), self.memory),
+        )
         forward = eqx.filter_jit(lambda e, p, b: e.loss(p, b)[0]).lower(experiment, params, batch).compile()
         _, forward_ms = timed(lambda: forward(experiment, params, batch))
         _, gradient_ms = timed(lambda: self._compiled(experiment, params, batch))

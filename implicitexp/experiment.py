@@ -11,14 +11,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Scalar
 
 from implicitexp.problems.base import AbstractProblem
 from implicitexp.recipe import Recipe
-from implicitexp.solvers.base import all_finite
+from implicitexp.solvers.base import all_finite, dtype_of
 from implicitexp.solving import Solve, zero_tap
 from implicitexp.strategies import FiniteDifference, Forward
 
+BATCH_AXIS = ("batch",)  # of a mesh
 CHUNK = 1024  # most updates of one call of `advance`; a constant, so that the cadence of logging changes no bit
 
 FAULTS = (
@@ -32,6 +34,25 @@ FAULTS = (
 UPDATE_FAULT = FAULTS.index("the optimizer's update is not finite")
 
 
+ENDS = ("none", "target_loss", "patience")  # why a training ended before its last update
+
+
+class Stopping(eqx.Module):
+    """When a training ends early: decided by the losses of the updates alone, so that no cadence changes it."""
+
+    target_loss: Any = None  # the loss of an update is not above it; its parameters stay as they are
+    patience: Any = None  # updates without a new smallest loss
+
+    def ended(self, loss: Array, waited: Array) -> Int[Array, ""]:
+        """An index into ENDS."""
+        end = jnp.array(0, jnp.int32)
+        if self.patience is not None:
+            end = jnp.where(waited >= self.patience, ENDS.index("patience"), end)
+        if self.target_loss is not None:
+            end = jnp.where(loss <= self.target_loss, ENDS.index("target_loss"), end)
+        return end
+
+
 class Experiment(eqx.Module):
     """What is trained and how; immutable, its numbers are data. Make one with `Experiment.of`."""
 
@@ -40,11 +61,22 @@ class Experiment(eqx.Module):
     gradient: Any
     optimizer: Recipe
     clip_norm: Any = None  # largest norm of a gradient; None: not clipped
+    stopping: Stopping = Stopping()
+    mesh: Mesh | None = eqx.field(static=True, default=None)  # of devices that share each minibatch
 
     @classmethod
-    def of(cls, problem, solver, gradient, optimizer: Recipe, clip_norm: float | None = None) -> "Experiment":
+    def of(
+        cls,
+        problem,
+        solver,
+        gradient,
+        optimizer: Recipe,
+        clip_norm: float | None = None,
+        stopping: Stopping = Stopping(),
+        mesh: Mesh | None = None,
+    ) -> "Experiment":
         """The experiment with its numbers as arrays of the process's precision."""
-        return cls(*(as_data(x) for x in (problem, solver, gradient, optimizer, clip_norm)))
+        return cls(*(as_data(x) for x in (problem, solver, gradient, optimizer, clip_norm, stopping)), mesh=mesh)
 
     def numbers(self) -> dict[str, Any]:
         """Every number by its path: `solver.rtol`, `optimizer.learning_rate`, `problem.duration`."""
@@ -58,19 +90,25 @@ class Experiment(eqx.Module):
             inner = optax.chain(optax.clip_by_global_norm(self.clip_norm), inner)
         return optax.with_extra_args_support(inner)
 
-    def loss(self, params: PyTree, batch: PyTree, tap: Any = None) -> tuple[Scalar, dict[str, Scalar]]:
-        """-> loss, what else the problem wants logged."""
+    def loss(self, params: PyTree, batch: PyTree, tap: Any = None) -> tuple[Scalar, dict[str, Scalar], PyTree]:
+        """-> loss, what else the problem wants logged, what it wants to remember."""
         out = self.problem.loss(params, batch, Solve(self.solver, self.gradient, tap))
-        return out if isinstance(out, tuple) else (out, {})
+        if not isinstance(out, tuple):
+            return out, {}, None
+        return out[0], out[1], out[2] if len(out) > 2 else None
 
 
 class State(eqx.Module):
-    """What an update changes. `fault` is an index into FAULTS; after one, nothing changes any more."""
+    """What an update changes. `fault` is an index into FAULTS, `end` into ENDS; after either, nothing changes any more."""
 
     params: PyTree
     optimizer: PyTree
     step: Int[Array, ""]
     fault: Int[Array, ""]
+    end: Int[Array, ""]
+    best: Float[Array, ""]  # the smallest loss so far
+    waited: Int[Array, ""]  # updates since then
+    memory: PyTree = None  # the problem's own: starting guesses, say
 
 
 class Evaluation(eqx.Module):
@@ -80,6 +118,7 @@ class Evaluation(eqx.Module):
     gradient: PyTree
     metrics: dict[str, Array]
     fault: Int[Array, ""]
+    found: PyTree = None  # what the problem wants to remember
 
 
 def as_data(tree: PyTree) -> PyTree:
@@ -95,14 +134,28 @@ def start(experiment: Experiment, key: PRNGKeyArray) -> State:
     """The state before the first update."""
     params = experiment.problem.init(key)
     zero = jnp.array(0, jnp.int32)
-    state = State(params, experiment.transformation().init(params), zero, zero)
+    infinite = jnp.array(jnp.inf, dtype_of(params))
+    state = State(
+        params, experiment.transformation().init(params), zero, zero, zero, infinite, zero, experiment.problem.memory()
+    )
     # Types that are weak at the start are strong after an update: without this `advance` is compiled twice.
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
+    state = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
+    return placed(state, experiment.mesh)
 
 
-def batch_at(experiment: Experiment, key: PRNGKeyArray, step: Int[Array, ""]) -> PyTree:
-    """The data of that update: a function of seed and step only."""
-    return experiment.problem.batch(jax.random.fold_in(key, step + 1))
+def placed(tree: PyTree, mesh: Mesh | None, *axes: str) -> PyTree:
+    """On all devices of the mesh: whole on each, or cut along the first axis (`axes`: the mesh's own axis)."""
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), tree)
+
+
+def batch_at(experiment: Experiment, key: PRNGKeyArray, step: Int[Array, ""], memory: PyTree = None) -> PyTree:
+    """The data of that update: a function of seed and step only, with what is remembered of them."""
+    batch = experiment.problem.batch(jax.random.fold_in(key, step + 1))
+    batch = batch if memory is None else experiment.problem.recall(memory, batch)
+    return placed(batch, experiment.mesh, *BATCH_AXIS)
 
 
 @eqx.filter_jit
@@ -113,12 +166,15 @@ def evaluate(experiment: Experiment, params: PyTree, batch: PyTree) -> Evaluatio
     """
 
     def loss(params, tap):
-        return experiment.loss(params, batch, tap)
+        value, extra, found = experiment.loss(params, batch, tap)
+        return value, (extra, found)
 
-    (value, extra), (gradient, counts) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, zero_tap())
+    (value, (extra, found)), (gradient, counts) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+        params, zero_tap()
+    )
     metrics = {"loss": value, "grad/norm": optax.tree.norm(gradient), **_solver_metrics(counts)}
     metrics |= {name: jnp.asarray(x) for name, x in extra.items()}
-    return Evaluation(value, gradient, metrics, _fault(experiment, value, gradient, counts))
+    return Evaluation(value, gradient, metrics, _fault(experiment, value, gradient, counts), found)
 
 
 def _solver_metrics(counts: dict[str, Array]) -> dict[str, Array]:
@@ -152,7 +208,7 @@ def _fault(experiment: Experiment, loss: Array, gradient: PyTree, counts: dict[s
 @eqx.filter_jit
 def update(experiment: Experiment, state: State, key: PRNGKeyArray) -> tuple[State, dict[str, Array]]:
     """One step of the optimizer. With a fault the parameters stay: for good (`stop`), or for this update (`keep`)."""
-    batch = batch_at(experiment, key, state.step)
+    batch = batch_at(experiment, key, state.step, state.memory)
     experiment = _with_new_directions(experiment, jax.random.fold_in(key, state.step))
     at = evaluate(experiment, state.params, batch)
 
@@ -165,14 +221,21 @@ def update(experiment: Experiment, state: State, key: PRNGKeyArray) -> tuple[Sta
     )
     params = optax.apply_updates(state.params, changes)
     fault = jnp.where((at.fault == 0) & ~all_finite(params), UPDATE_FAULT, at.fault)
-    good = fault == 0
-    params, optimizer = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old), (params, optimizer), (state.params, state.optimizer)
+    best = jnp.minimum(state.best, jnp.where(at.fault == 0, at.loss, jnp.inf).astype(state.best.dtype))
+    waited = jnp.where(best < state.best, 0, state.waited + 1)
+    end = jnp.where(fault == 0, experiment.stopping.ended(at.loss, waited), 0)
+    good = (fault == 0) & (end == 0)
+    memory = None if state.memory is None else experiment.problem.remember(state.memory, batch, at.found)
+    params, optimizer, memory = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old),
+        (params, optimizer, memory),
+        (state.params, state.optimizer, state.memory),
     )
     stops = experiment.solver.when_not_converged == "stop"
-    step = state.step + (good | ~jnp.array(stops))
+    step = (state.step + (good | ((end == 0) & ~jnp.array(stops)))).astype(jnp.int32)
     metrics = at.metrics | {"skipped": (~good).astype(at.loss.dtype)}
-    return State(params, optimizer, step.astype(jnp.int32), fault if stops else jnp.zeros_like(fault)), metrics
+    fault = fault if stops else jnp.zeros_like(fault)
+    return State(params, optimizer, step, fault, end, best, waited.astype(jnp.int32), memory), metrics
 
 
 def _with_new_directions(experiment: Experiment, key: PRNGKeyArray) -> Experiment:
@@ -187,7 +250,7 @@ def _with_new_directions(experiment: Experiment, key: PRNGKeyArray) -> Experimen
 def advance(
     experiment: Experiment, state: State, key: PRNGKeyArray, count: Int[Array, ""]
 ) -> tuple[State, dict[str, Float[Array, " chunk"]], Int[Array, ""]]:
-    """Up to `count` <= CHUNK updates -> state, metrics of each, how many were done. After a fault the rest is skipped.
+    """Up to `count` <= CHUNK updates -> state, metrics of each, how many were done. After a fault or an end the rest is skipped.
 
     `count` is data: however a run is cut into calls, they are the same program, and give the same bits.
     """
@@ -196,7 +259,7 @@ def advance(
 
     def going(carry):
         state, _, done = carry
-        return (done < count) & (state.fault == 0)
+        return (done < count) & (state.fault == 0) & (state.end == 0)
 
     def body(carry):
         state, rows, done = carry

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from implicitexp import tracking
-from implicitexp.configuration import folders, validation
+from implicitexp.configuration import folders, hosts, validation
 from implicitexp.configuration.words import one_line
 from implicitexp.errors import ConfigError
 
@@ -55,12 +56,22 @@ def perform(config: Config, names: dict[str, Any], strategies: dict[str, Config]
 
     **Raises** `ConfigError` for what only building and tracing can find out; nothing is written then.
     """
+    if hosts.is_secondary(config["device"]["kind"]):  # the first process keeps the record
+        with tempfile.TemporaryDirectory() as nowhere:
+            return _perform(config, names, strategies, Path(nowhere), tracking.open_tracker(None), progress=False)
     tracker = tracking.open_tracker(config["tracker"])  # first: MLflow's slow import goes on in its own process
+    return _perform(config, names, strategies, folder, tracker, progress)
+
+
+def _perform(
+    config: Config, names: dict[str, Any], strategies: dict[str, Config], folder: Path, tracker: Any, progress: bool
+) -> "RunResult":
     from implicitexp import device
 
-    with device.configured(config["device"]["kind"], config["precision"]):
+    kind = config["device"]["kind"]
+    with device.configured(kind, config["precision"]) as chosen:
         problem, solver = build("problem", config["problem"]), build("solver", config["solver"])
-        settings = _settings(config, names, folder, progress)
+        settings = _settings(config, names, folder, progress, mesh=chosen if kind == "mesh" else None)
         if config["task"] == "compare":
             from implicitexp.compare import compare
 
@@ -86,7 +97,7 @@ def strategies(
     return found | {names.get("gradient") or "configured": config["gradient"]}
 
 
-def _settings(config: Config, names: dict[str, Any], folder: Path, progress: bool) -> "Settings":
+def _settings(config: Config, names: dict[str, Any], folder: Path, progress: bool, mesh: Any) -> "Settings":
     from implicitexp.training import Settings
 
     return Settings(
@@ -106,6 +117,9 @@ def _settings(config: Config, names: dict[str, Any], folder: Path, progress: boo
         max_seconds=config["reference"]["max_seconds"],
         progress=progress,
         clip_norm=config["clip_norm"],
+        target_loss=config["target_loss"],
+        patience=config["patience"],
+        mesh=mesh,
     )
 
 

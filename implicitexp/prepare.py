@@ -17,52 +17,58 @@ from implicitexp.errors import ConfigError
 from implicitexp.experiment import Evaluation, Experiment, State, start, update
 from implicitexp.problems.base import AbstractProblem
 from implicitexp.recipe import Recipe, from_node
+from implicitexp.recipe import name_of as name_of_target
 from implicitexp.strategies.base import KIND_WORDS
 
 CONCRETE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
 
 def prepare(
-    problem: AbstractProblem,
-    solver: Any,
-    gradient: Any,
-    optimizer: Any,
-    *,
-    seed: int = 0,
-    clip_norm: float | None = None,
+    problem: AbstractProblem, solver: Any, gradient: Any, optimizer: Any, seed: int = 0, **limits: Any
 ) -> tuple[Experiment, State, jax.Array]:
     """-> the experiment, its first state, and the key from which all minibatches are drawn.
 
-    `optimizer`: a configuration node (`{"_target_": "optax.adam", "learning_rate": 1e-3}`) or a `Recipe`.
+    `optimizer`: a configuration node (`{"_target_": "optax.adam", "learning_rate": 1e-3}`) or a `Recipe`; `limits`:
+    `clip_norm`, `stopping` and `mesh` of the experiment.
 
     **Raises** `ConfigError` (or its `Unsupported`) for whatever cannot work.
     """
-    experiment, _, key = objects(problem, solver, gradient, optimizer, seed=seed, clip_norm=clip_norm)
+    experiment, _, key = objects(problem, solver, gradient, optimizer, seed, **limits)
     first = jax.random.split(jax.random.key(seed))[0]
     experiment = buildable(experiment, first)
     return experiment, start(experiment, first), key
 
 
 def objects(
-    problem: AbstractProblem,
-    solver: Any,
-    gradient: Any,
-    optimizer: Any,
-    *,
-    seed: int = 0,
-    clip_norm: float | None = None,
+    problem: AbstractProblem, solver: Any, gradient: Any, optimizer: Any, seed: int = 0, **limits: Any
 ) -> tuple[Experiment, PyTree, jax.Array]:
     """-> the experiment, the first parameters, and the key of minibatches: all that a check of the gradient needs."""
     if not isinstance(problem, AbstractProblem):
         raise ConfigError(f"problem must be an implicitexp.AbstractProblem, not {type(problem).__name__}.")
     recipe = optimizer if isinstance(optimizer, Recipe) else from_node(optimizer)
     key_params, key_batches = jax.random.split(jax.random.key(seed))
-    experiment = Experiment.of(problem, solver, gradient, recipe, clip_norm)
+    experiment = Experiment.of(problem, solver, gradient, recipe, **limits)
     params = first_params(experiment.problem, key_params)
     batch = first_batch(experiment.problem, key_batches)
     check_loss(experiment.problem, params, batch)
     check_pairs(experiment, params, batch)
+    if experiment.mesh is not None:
+        check_mesh(experiment.problem, batch, experiment.mesh.size)
     return experiment, params, key_batches
+
+
+def check_mesh(problem: AbstractProblem, batch: PyTree, devices: int) -> None:
+    """The minibatch can be cut into equal parts along its first axis, one a device."""
+    sizes = {x.shape[0] if x.shape else 0 for x in jax.tree.leaves(batch)}
+    if not sizes:
+        raise ConfigError(
+            f"device=mesh shards the minibatch, and {name_of(problem, 'batch')} gives none; use device=auto."
+        )
+    if bad := sorted(n for n in sizes if n % devices or n == 0):
+        raise ConfigError(
+            f"device=mesh: the first axis of each leaf of {name_of(problem, 'batch')} must be a multiple of {devices}, "
+            f"the number of devices, but is {bad[0]}; choose another batch size, or device=auto."
+        )
 
 
 def name_of(problem: Any, method: str) -> str:
@@ -94,11 +100,11 @@ def first_batch(problem: AbstractProblem, key: jax.Array) -> PyTree:
 
 
 def check_loss(problem: AbstractProblem, params: PyTree, batch: PyTree) -> None:
-    """`loss` returns a real floating point scalar, or that and a dictionary of scalars."""
+    """`loss` returns a real floating point scalar, or that, a dictionary of scalars, and what is to be remembered."""
     name = name_of(problem, "loss")
     recorder: Any = tracing.Recorder([])
     out = jax.eval_shape(lambda p, b: problem.loss(p, b, recorder), params, batch)
-    loss, extra = out if isinstance(out, tuple) and len(out) == 2 else (out, {})
+    loss, extra = out[:2] if isinstance(out, tuple) and len(out) in (2, 3) else (out, {})
     if not (isinstance(loss, jax.ShapeDtypeStruct) and loss.shape == () and jnp.issubdtype(loss.dtype, jnp.floating)):
         shape = getattr(loss, "shape", None)
         hint = "; take a mean or a sum" if shape else ""
@@ -143,8 +149,9 @@ def _trace_update(experiment: Experiment, key: jax.Array) -> None:
         except CONCRETE:
             raise
         except (TypeError, ValueError, AttributeError) as error:
-            target = experiment.optimizer.target
-            raise ConfigError(f"optimizer: {target.__module__}.{target.__name__} cannot be used: {error}.") from error
+            raise ConfigError(
+                f"optimizer: {name_of_target(experiment.optimizer.target)} cannot be used: {error}."
+            ) from error
 
     state = eqx.filter_eval_shape(begin, experiment, key)
     eqx.filter_eval_shape(update, experiment, state, key)

@@ -78,6 +78,10 @@ def _check_arguments(target: Any, positional: tuple[Any, ...], named: dict[str, 
         (signature.bind_partial if partial else signature.bind)(*positional, **named)
     except TypeError as error:
         known = ", ".join(inspect.signature(target).parameters)
-        raise ConfigError(
-            f"{key}: {target.__module__}.{target.__name__} does not fit: {error}. It takes {known}."
-        ) from error
+        raise ConfigError(f"{key}: {name_of(target)} does not fit: {error}. It takes {known}.") from error
+
+
+def name_of(target: Any) -> str:
+    """`module.name` of a callable, of the function inside where Optax has bound some arguments."""
+    inner = getattr(target, "func", target)
+    return f"{inner.__module__}.{inner.__name__}"

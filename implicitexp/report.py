@@ -114,9 +114,9 @@ def beside_first(training: "Training", check: Any) -> str:
 def training_facts(training: "Training", content: dict[str, Any]) -> Facts:
     """The table at the end of a training."""
     loss, cost, reference = content["loss"], content["cost"], content["reference"] or {}
-    facts: Facts = [
-        ("status", content["status"] + (f" after {content['error']['reason']}" if content["error"] else ""))
-    ]
+    why = f" after {content['error']['reason']}" if content["error"] else ""
+    why = f", by {training.ended}={getattr(training.settings, training.ended):g}" if training.ended else why
+    facts: Facts = [("status", content["status"] + why)]
     facts += [("updates", f"{content['steps']} in {training.train_seconds:.1f} s, {training.speed:.0f} a second; "
                           f"gradient checks {training.check_seconds:.1f} s")]  # fmt: skip
     facts += [("loss", f"{number(loss['first'])} → {number(loss['last'])}")]

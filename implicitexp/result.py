@@ -60,9 +60,9 @@ def options(node: Any) -> dict[str, Any]:
 def of_training(training: "Training", status: str) -> dict[str, Any]:
     """DESIGN's schema 1."""
     first, last = training.checks[:1], training.checks[-1:]
-    parameters = record.flat_or_file(training.state.params, "params.npz")
+    parameters = record.flat_or_file(training.params, "params.npz")
     return header(training.settings, status, training.step, training.fault) | {
-        "solver": solvers_used(training.experiment, training.state.params, training.key),
+        "solver": solvers_used(training.experiment, training.params, training.key),
         "loss": {"first": _of(first, lambda c: c.loss), "last": _of(last, lambda c: c.loss)},
         "metrics": training.evaluation,
         "params": parameters,

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from implicitexp import figures, prepare, report, result
 from implicitexp.checking import Checked, Checker
 from implicitexp.cost import Cost
-from implicitexp.device import current, describe
-from implicitexp.experiment import CHUNK, FAULTS, Experiment, State, advance, answers
+from implicitexp.device import current, describe, local
+from implicitexp.experiment import CHUNK, ENDS, FAULTS, Experiment, State, Stopping, advance, answers
 from implicitexp.record import Folder
 from implicitexp.reference import Referee, ReferenceSettings
 from implicitexp.result import RunResult
@@ -47,11 +48,14 @@ class Settings:
     max_seconds: float = 20.0  # for one ground truth
     progress: bool = True
     clip_norm: float | None = None
+    target_loss: float | None = None  # training ends when the loss of an update is not above it
+    patience: int | None = None  # updates without a new smallest loss after which training ends
+    mesh: Any = None  # of devices that share each minibatch
     task: str = "train"
 
     def device_name(self) -> str:
         """The device that computes."""
-        return describe(current())
+        return describe(self.mesh or current())
 
     def reference(self) -> ReferenceSettings:
         return ReferenceSettings(target=self.target, max_seconds=self.max_seconds)
@@ -81,12 +85,18 @@ class Training:
     def step(self) -> int:
         return int(self.state.step)
 
+    @property
+    def params(self) -> Any:
+        """As they are now, on this process's own device."""
+        return local(self.state.params, self.experiment.mesh)
+
     def check(self) -> None:
         """Judge the gradient at the current parameters, and ask the problem for its own numbers."""
         began = time.perf_counter()
+        self.checker.memory = self.state.memory
         checked = self.checker(self.state.params, self.step)
         self.checks.append(checked)
-        found = answers(self.experiment, self.state.params)
+        found = answers(self.checker.alone, self.params)
         self.evaluation = {name: float(value) for name, value in found.items()}
         self.pending = checked.metrics() | {f"evaluate/{name}": x for name, x in self.evaluation.items()}
         self.check_seconds += time.perf_counter() - began
@@ -96,15 +106,25 @@ class Training:
         """Updates between two checks."""
         return self.settings.check_every or max(1, -(-self.settings.steps // CHECKS))
 
+    @property
+    def ended(self) -> str | None:
+        """Why training ended early: target_loss or patience; None where it did not."""
+        end = ENDS[int(self.state.end)]
+        return None if end == "none" else end
+
     def due(self) -> bool:
         """Whether the gradient is to be checked at this step."""
-        return self.step % self.every == 0 or self.step == self.settings.steps
+        if self.checks and self.checks[-1].step == self.step:
+            return False
+        return self.step % self.every == 0 or self.step == self.settings.steps or self.ended is not None
 
     def advance(self) -> list[dict[str, Any]]:
         """Some updates: as many as take about SECONDS_A_CHUNK, and none beyond the next check -> lines to log."""
         first = self.step
         limit = min(first - first % self.every + self.every, self.settings.steps) - first
         count = max(1, min(limit, CHUNK, int(self.speed * SECONDS_A_CHUNK) or 1))
+        if jax.process_count() > 1:  # all processes have to make the same calls, whatever their clocks say
+            count = min(limit, CHUNK)
         began = time.perf_counter()
         self.state, rows, done = advance(self.experiment, self.state, self.key, jnp.asarray(count, jnp.int32))
         done = int(done)
@@ -144,7 +164,14 @@ def train(problem: Any, solver: Any, gradient: Any, optimizer: Any, settings: Se
     finished, failed or killed, and `exit_status` what the shell gets.
     """
     experiment, state, key = prepare.prepare(
-        problem, solver, gradient, optimizer, seed=settings.seed, clip_norm=settings.clip_norm
+        problem,
+        solver,
+        gradient,
+        optimizer,
+        settings.seed,
+        clip_norm=settings.clip_norm,
+        stopping=Stopping(settings.target_loss, settings.patience),
+        mesh=settings.mesh,
     )
     training = Training(experiment, state, key, settings)
     prepare.refuse_bad_start(experiment, training.checker.evaluation(state.params, 0))
@@ -168,7 +195,7 @@ def _loop(training: Training, folder: Folder, tracked: Any, bar: Any) -> tuple[s
     try:
         training.check()
         training.cost = training.checker.cost(training.state.params, 0)
-        while training.step < steps and training.fault is None:
+        while training.step < steps and training.fault is None and training.ended is None:
             log(training.advance())
             bar.update(training)
             if training.fault is None and training.due():
@@ -208,7 +235,7 @@ def terminable() -> Iterator[None]:
 
 def _close(training: Training, folder: Folder, tracked: Any, tracker: Any, status: str, exit_status: int) -> RunResult:
     """Figures, parameters, result, tracking; the table on the terminal."""
-    settings, params = training.settings, training.state.params
+    settings, params = training.settings, training.params
     folder.save_params(params)
     warnings = [figures.drawn(folder, "run", lambda: figures.run_figure(training.history, title_of(settings)))]
     if status != "killed":

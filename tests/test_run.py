@@ -125,6 +125,32 @@ def test_clipping_bounds_the_step(tmp_path):
     assert abs(float(result.params["eccentricity"]) - 0.1) == pytest.approx(0.01, rel=1e-4)
 
 
+def test_training_ends_at_the_target(tmp_path):
+    """At the first update whose loss is not above it, and with the parameters that have this loss."""
+    whole = a_run(tmp_path / "whole", log_every=1, check_every=30)
+    losses = [line["loss"] for line in whole.history if "loss" in line]
+    result = a_run(tmp_path / "early", log_every=1, check_every=30, target_loss=losses[7])
+    assert (result.status, result.steps, result.error) == ("finished", 7, None)
+    assert result.loss["last"] == pytest.approx(losses[7], rel=1e-6)
+
+
+class Rising(problems.Kepler):
+    """Its loss is smallest at the first parameters, and gradient descent goes up."""
+
+    def loss(self, params, batch, solve):
+        value = super().loss(params, batch, solve)
+        return 2 * jax.lax.stop_gradient(value) - value
+
+    exact_loss = implicitexp.AbstractProblem.exact_loss
+
+
+def test_training_ends_when_patience_is_over(tmp_path):
+    sgd = {"_target_": "optax.sgd", "learning_rate": 0.01}
+    result = a_run(tmp_path, Rising(), optimizer=sgd, patience=3, check_every=30)
+    assert (result.status, result.steps) == ("finished", 3)
+    assert result.loss["last"] > result.loss["first"]
+
+
 @pytest.mark.parametrize("policy", ["stop", "keep"])
 def test_a_root_that_ceases_to_exist_is_never_passed_off_as_a_value(tmp_path, policy):
     sgd = {"_target_": "optax.sgd", "learning_rate": 0.3}

@@ -28,6 +28,7 @@ TITLES = {
     "gradient": "Gradient strategies (gradient=NAME)",
     "solver": "Solvers (solver=NAME)",
     "optimizer": "Optimizers (optimizer=NAME; any of Optax by optimizer._target_)",
+    "optimizer/schedule": "Schedules of the learning rate (optimizer/schedule=NAME)",
     "device": "Devices (device=NAME)",
     "tracker": "Trackers (tracker=NAME)",
     "experiment": "Presets (experiment=NAME)",

@@ -86,12 +86,15 @@ TOP = {
     "seed": Rule((WHOLE,), least=0, largest=2**32 - 1),
     "steps": Rule((WHOLE,), least=0, largest=BITS),
     "precision": Rule(choices=("float32", "float64")),
+    "sort_by": Rule(choices=("gradient_error", "loss", "gradient_ms", "seconds", "job")),
     "check_every": COUNT_OR_NULL,
     "log_every": COUNT,
     "clip_norm": POSITIVE_OR_NULL,
+    "target_loss": Rule((NUMBER,), null=True),
+    "patience": COUNT_OR_NULL,
     "reference.target": POSITIVE,
     "reference.max_seconds": POSITIVE,
-    "device.kind": Rule(choices=("auto", "cpu", "gpu")),
+    "device.kind": Rule(choices=("auto", "cpu", "gpu", "mesh")),
     "tracker.uri": A_TEXT,
     "tracker.experiment": A_TEXT,
 }
@@ -99,6 +102,7 @@ SOLVER = {
     "rtol": POSITIVE_OR_NULL, "atol": POSITIVE_OR_NULL, "dt0": POSITIVE_OR_NULL, "max_steps": COUNT,
     "when_not_converged": CONVERGENCE, "history": COUNT, "damping": Rule((NUMBER,), above=0, largest=1),
     "extrapolate": YES_OR_NO, "root": A_NODE, "fixed_point": A_NODE, "ode": A_NODE, "integral": A_NODE,
+    "method": Rule(choices=("euler", "midpoint", "heun", "dopri5", "tsit5", "dopri8")), "nodes": COUNT, "panels": COUNT,
 }  # fmt: skip
 GRADIENT = {
     "checkpoints": COUNT_OR_NULL, "last": COUNT_OR_NULL, "directions": COUNT_OR_NULL, "linear_solver": LINEAR_SOLVER,
@@ -110,8 +114,23 @@ GRADIENT = {
 OPTIMIZER = {
     "learning_rate": RATE, "b1": DECAY, "b2": DECAY, "eps": Rule((NUMBER,), least=0), "nesterov": YES_OR_NO,
     "eps_root": Rule((NUMBER,), least=0), "weight_decay": Rule((NUMBER, NODE), least=0), "mu_dtype": A_TEXT,
+    "decay": DECAY, "initial_scale": Rule((NUMBER,), least=0), "eps_in_sqrt": YES_OR_NO, "centered": YES_OR_NO,
+    "bias_correction": YES_OR_NO, "mask": A_NODE,
     "momentum": Rule((NUMBER,), least=0, largest=1, null=True), "accumulator_dtype": A_TEXT, "memory_size": COUNT,
     "scale_init_precond": YES_OR_NO, "linesearch": A_NODE,
+}  # fmt: skip
+MUON = OPTIMIZER | {
+    "ns_steps": COUNT, "beta": DECAY, "adaptive": YES_OR_NO, "weight_decay_mask": A_NODE, "adam_b1": DECAY, "adam_b2": DECAY,
+    "preconditioning": Rule(choices=("frobenius", "spectral", "aol", "schatten")),
+    "adam_eps_root": Rule((NUMBER,), least=0), "adam_weight_decay": Rule((NUMBER, NODE), least=0),
+    "adam_learning_rate": Rule((NUMBER, NODE), above=0, null=True), "muon_weight_dimension_numbers": A_NODE,
+    "consistent_rms": POSITIVE_OR_NULL,
+}  # fmt: skip
+NOT_NEGATIVE = Rule((NUMBER,), least=0)
+SCHEDULE = {
+    "value": POSITIVE, "init_value": NOT_NEGATIVE, "peak_value": POSITIVE, "end_value": Rule((NUMBER,), least=0, null=True),
+    "decay_steps": COUNT, "warmup_steps": Rule((WHOLE,), least=0), "transition_steps": COUNT, "alpha": DECAY,
+    "exponent": POSITIVE, "decay_rate": POSITIVE, "transition_begin": Rule((WHOLE,), least=0), "staircase": YES_OR_NO,
 }  # fmt: skip
 LINE_SEARCH = {
     "max_linesearch_steps": COUNT, "max_learning_rate": POSITIVE_OR_NULL, "tol": Rule((NUMBER,), least=0),
@@ -124,17 +143,27 @@ LINE_SEARCH = {
 OF_TARGET = {
     "implicitexp.solvers.": SOLVER,
     "implicitexp.strategies.": GRADIENT,
-    "optax.adam": OPTIMIZER,
-    "optax.adamw": OPTIMIZER,
-    "optax.sgd": OPTIMIZER,
-    "optax.lbfgs": OPTIMIZER,
+    **{f"optax.{name}": OPTIMIZER for name in ("adam", "adamw", "sgd", "lbfgs", "rmsprop", "lion", "nadam")},
+    "optax.contrib.muon": MUON,
+    **{
+        f"optax.{name}": SCHEDULE
+        for name in (
+            "constant_schedule",
+            "cosine_decay_schedule",
+            "exponential_decay",
+            "linear_schedule",
+            "warmup_cosine_decay_schedule",
+        )
+    },
     "optax.scale_by_zoom_linesearch": LINE_SEARCH,
+    "hydra_plugins.implicitexp_local.LocalLauncher": {"n_jobs": COUNT_OR_NULL},
 }
 OF_ONE = {
     "implicitexp.solvers.Auto": {"max_steps": COUNT_OR_NULL},  # null: each solver's own
     "optax.lbfgs": {"learning_rate": Rule((NUMBER, NODE), above=0, null=True)},
-    "implicitexp.solvers.Euler": {"dt0": POSITIVE},
+    **{f"implicitexp.solvers.{name}": {"dt0": POSITIVE} for name in ("Euler", "FixedStep", "Leapfrog")},
     "implicitexp.solvers.GaussKronrod": {"order": Rule(choices=(15, 21, 31, 41, 51, 61))},  # nodes that Quadax has
+    "implicitexp.solvers.ClenshawCurtis": {"order": Rule(choices=(8, 16, 32, 64, 128))},
     "implicitexp.solvers.TanhSinh": {"order": Rule(choices=(41, 61, 81, 101))},
 }
 

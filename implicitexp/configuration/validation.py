@@ -39,6 +39,8 @@ def validated(composed: DictConfig, solver_kinds: Kinds = dict, names: dict[str,
     for name in GROUPS:
         _check_node(config, name)
     _check_pairs(config, hints, solver_kinds, names or {})
+    if config["task"] == "compare" and config["device"]["kind"] == "mesh":
+        raise ConfigError("task=compare device=mesh: costs are compared on one device; use device=auto, cpu or gpu.")
     return config
 
 
@@ -207,7 +209,7 @@ def _check_pairs(config: Config, hints: Config, solver_kinds: Kinds, names: dict
 
 def check_name(group: str, value: Any, options: list[str]) -> None:
     """A group is given the name of one of its files (or of one in a folder below)."""
-    if value is None and group == "experiment":
+    if value is None and group in ("experiment", "optimizer/schedule"):
         return
     if not isinstance(value, str | int | float) or "/" not in str(value) and str(value) not in options:
         name = shown(value)

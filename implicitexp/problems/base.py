@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 Params = PyTree[Array]
 Batch = PyTree
-Loss = Scalar | tuple[Scalar, dict[str, Scalar]]
+Memory = PyTree[Array]
+Loss = Scalar | tuple[Scalar, dict[str, Scalar]] | tuple[Scalar, dict[str, Scalar], PyTree]
 
 
 class AbstractProblem(eqx.Module):
@@ -36,7 +37,7 @@ class AbstractProblem(eqx.Module):
 
     @abc.abstractmethod
     def loss(self, params: Params, batch: Batch, solve: Solve) -> Loss:
-        """The number to minimize, or (number, dictionary of further numbers to log).
+        """The number to minimize, or (number, dictionary of further numbers to log), or these and what `remember` takes.
 
         `solve(equation, args) -> Solution(value, stats)` has solver and gradient strategy bound. It is called inside
         `jax.jit`: no Python `if` on values.
@@ -45,6 +46,23 @@ class AbstractProblem(eqx.Module):
     def batch(self, key: PRNGKeyArray) -> Batch:
         """The data of one update, drawn with `key`; None: the whole problem at every update."""
         return None
+
+    def memory(self) -> Memory | None:
+        """What is carried from update to update beside the parameters, before the first one; None: nothing.
+
+        With a memory, `recall` adds to a minibatch what is remembered of it, `loss` returns (number, metrics, found), and
+        `remember` puts what it found into the memory. It is never differentiated: it is for starting guesses, on which
+        no solution depends.
+        """
+        return None
+
+    def recall(self, memory: Memory, batch: Batch) -> Batch:
+        """The minibatch with what is remembered of it. Runs inside `jit`, as `remember` does."""
+        return batch
+
+    def remember(self, memory: Memory, batch: Batch, found: PyTree) -> Memory:
+        """The memory after an update, of the same shapes; an update that fails leaves it as it was."""
+        return memory
 
     def exact_loss(self, params: Params, batch: Batch) -> Scalar | None:
         """The loss in closed form, differentiable by `jax.grad`; None where there is none."""
