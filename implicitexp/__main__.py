@@ -10,22 +10,26 @@ import argparse
 import os
 import signal
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra import main as hydra_main
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
-from implicitexp import launch
+from implicitexp import launch, tracking
 from implicitexp.composing import CONFIG, HYDRA, Command, Composer, options_of, told, without_plus
 from implicitexp.configuration import folders, manual, validation
 from implicitexp.configuration.words import suggestion
 from implicitexp.errors import ConfigError
+from implicitexp.sweeps import sweep
+from implicitexp.sweeps.rows import Ended
 
 if TYPE_CHECKING:
     from implicitexp.result import RunResult
@@ -51,8 +55,9 @@ def parse(argv: list[str]) -> Command:
     return Command(flags, [without_plus(text) for text in flags.overrides])
 
 
-def job(composed: DictConfig) -> int:
-    """One job of Hydra's, in its folder -> exit status."""
+def job(composed: DictConfig) -> Ended:
+    """One job of Hydra's, in its folder -> exit status, and the seconds that it took."""
+    began = time.perf_counter()
     hydra = HydraConfig.get()
     names, overrides = dict(hydra.runtime.choices), list(hydra.overrides.hydra)
     if hydra.mode == RunMode.MULTIRUN:
@@ -64,23 +69,65 @@ def job(composed: DictConfig) -> int:
         rows = launch.strategies(config, names, lambda: options_of(loader, "gradient", overrides))
         return launch.perform(config, names, rows, folder)
 
-    return launch.attempt(start, Path(hydra.runtime.output_dir))
+    status = launch.attempt(start, Path(hydra.runtime.output_dir))
+    return Ended(status, time.perf_counter() - began)
 
 
-def execute(command: Command, composer: Composer, composed: DictConfig) -> int:
-    """Hydra runs the job, or the sweep -> the worst exit status."""
-    where = composed.hydra.sweep.dir if command.multirun else composed.hydra.run.dir
+def execute_run(command: Command, composer: Composer, composed: DictConfig) -> int:
+    """Hydra runs the one job -> its exit status."""
     hydra = Hydra.create_main_hydra2("implicitexp", composer.search_path)
     try:
-        with told(), folders.none_left_empty(Path(str(where))) as used:
-            if not command.multirun:
-                return hydra.run(composer.config_name, job, [*command.overrides, "hydra.mode=RUN"]).return_value
-            batches = hydra.multirun(composer.config_name, job, [*command.overrides, "hydra.mode=MULTIRUN"])
-            done = [one for batch in batches for one in batch]
-            used += [Path(one.hydra_cfg.hydra.runtime.output_dir) for one in done]
-            return max(one.return_value for one in done)
+        with told(), folders.none_left_empty(Path(str(composed.hydra.run.dir))):
+            done = hydra.run(composer.config_name, job, [*command.overrides, "hydra.mode=RUN"])
+            return done.return_value.status
     finally:
         GlobalHydra.instance().clear()
+
+
+def execute_sweep(command: Command, composer: Composer, checked: list[tuple[dict[str, Any], DictConfig]]) -> int:
+    """Hydra runs the jobs of a sweep -> the worst exit status. Interrupted or not, it ends with a table."""
+    plan = planned(composer.jobs(command), checked)
+    record = sweep.Record(plan)
+    # One folder for all; the configuration's own has the time in its name, and would be another at each composing.
+    fixed = [*command.overrides, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(str(plan.folder))}"]
+    if (run_id := record.run_id()) is not None:
+        fixed.append(f"++hydra.job.env_set.{tracking.PARENT}={quoted(run_id)}")
+    done: list[JobReturn] = []
+    status: sweep.Status = "failed"
+    hydra = Hydra.create_main_hydra2("implicitexp", composer.search_path)
+    try:
+        with told(), folders.none_left_empty(plan.folder) as used:
+            done += [one for batch in hydra.multirun(composer.config_name, job, fixed) for one in batch]
+            used += [Path(one.hydra_cfg.hydra.runtime.output_dir) for one in done if one.hydra_cfg]
+        worst = max(one.return_value.status for one in done)
+        status = "failed" if worst else "finished"
+        return worst
+    except (KeyboardInterrupt, SystemExit):
+        status = "killed"
+        raise
+    finally:
+        GlobalHydra.instance().clear()
+        sweep.finish(plan, record, plan.jobs([one.return_value for one in done]), status)
+
+
+def planned(overrides: list[list[str]], checked: list[tuple[dict[str, Any], DictConfig]]) -> sweep.Plan:
+    """What is known of a sweep before it starts."""
+    config, first = checked[0]
+    folder = Path(str(first.hydra.sweep.dir)).absolute()
+    jobs = []
+    for number, (_, composed) in enumerate(checked):
+        with read_write(composed.hydra):
+            composed.hydra.job.num, composed.hydra.job.id = number, str(number)
+        jobs.append(folder / str(composed.hydra.sweep.subdir))
+    problems = list(dict.fromkeys(str(composed.hydra.runtime.choices.get("problem")) for _, composed in checked))
+    tracked = all(one["tracker"] == config["tracker"] for one, _ in checked)
+    return sweep.Plan(overrides, folder, jobs, config, problems, tracked)
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's grammar has it, whatever is in it."""
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def show(command: Command, argv: list[str]) -> int:
@@ -107,7 +154,10 @@ def dispatch(argv: list[str]) -> int:
         composer.checked_jobs(command)
     if any(getattr(command.flags, name) for name in SHOWING):
         return show(command, argv)
-    return execute(command, composer, composer.checked_jobs(command)[0])
+    checked = composer.checked_jobs(command)
+    if command.multirun:
+        return execute_sweep(command, composer, checked)
+    return execute_run(command, composer, checked[0][1])
 
 
 def prepared(argv: list[str]) -> tuple[Command, Composer]:

@@ -27,12 +27,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from implicitexp.configuration import folders, validation
+from implicitexp.configuration import folders, rules, schedules, validation
 from implicitexp.configuration.words import explained, one_line
 from implicitexp.errors import ConfigError
 
 CONFIG = "config"  # the primary configuration's name
-GROUPS = (*validation.GROUPS, "experiment")
+GROUPS = (*validation.GROUPS, "optimizer/schedule", "experiment")
 HYDRA = "1.3"  # whose defaults hold
 
 
@@ -54,10 +54,13 @@ def without_plus(text: str) -> str:
     return text.lstrip("+") if override.key_or_group in GROUPS and text.startswith("+") else text
 
 
-def parsed(text: str) -> Override:
-    """One override. **Raises** `ConfigError` where Hydra's grammar does not have it."""
+def parsed(text: str, loader: ConfigLoader | None = None) -> Override:
+    """One override. `loader`: finds what `glob(*)` stands for. **Raises** `ConfigError` where Hydra's grammar does not
+    have it."""
     try:
-        return OverridesParser.create().parse_override(text)
+        override = OverridesParser.create().parse_override(text)
+        override.config_loader = loader
+        return override
     except (HydraException, ValueError) as error:
         example = "NAME=VALUE, as steps=100 or problem.P=[2,1]; quote what holds spaces or one of ,=[]{}()"
         raise ConfigError(f"{text}: this cannot be read ({one_line(error)}); write {example}.") from error
@@ -70,7 +73,7 @@ class Composer:
         """`own`: --config-dir; `name`: of the primary configuration; `main`: its folder, in place of ours."""
         version.setbase(HYDRA)
         setup_globals()
-        OmegaConf.register_new_resolver("implicitexp.unique", folders.unique, use_cache=True, replace=True)
+        register_resolvers()
         self.config_name = name or CONFIG
         primary = folders.shipped() if main is None else folders.existing("--config-path", main)
         self.search_path: ConfigSearchPath = create_config_search_path(str(primary))
@@ -82,22 +85,38 @@ class Composer:
         self.names: dict[tuple[str, ...], list[str]] = {}
 
     def jobs(self, command: Command) -> list[list[str]]:
-        """The overrides of every job."""
+        """The overrides of every job. A preset may hold a sweep, in `hydra.sweeper.params`."""
+        given = [parsed(text, self.loader) for text in command.overrides]
         if not command.multirun:
-            for text in command.overrides:
-                if parsed(text).is_sweep_override():
-                    raise ConfigError(f"{text}: several values are a sweep, for which -m is missing; a list is [1,2].")
+            for x in given:
+                if x.is_sweep_override():
+                    many = f"{x.input_line}: several values are a sweep, for which -m is missing; a list is [1,2]."
+                    raise ConfigError(many)
+            presets = [x for x in given if x.key_or_group == "experiment"]
+            if presets and (params := self._sweeper_params(given)):
+                keys = ", ".join(text.partition("=")[0] for text in params)
+                raise ConfigError(f"{presets[-1].input_line}: this preset is a sweep over {keys}; add -m.")
             return [command.overrides]
         # A sweeper of somebody else's may draw from an interval: the rest of the job can be checked all the same.
-        listed = [x for x in map(parsed, command.overrides) if not x.is_sweep_override() or x.is_discrete_sweep()]
+        everything = [*(parsed(text, self.loader) for text in self._sweeper_params(given)), *given]
+        listed = [x for x in everything if not x.is_sweep_override() or x.is_discrete_sweep()]
         return BasicSweeper.split_arguments(listed, None)[0]
 
-    def checked_jobs(self, command: Command) -> list[DictConfig]:
+    def _sweeper_params(self, given: list[Override]) -> list[str]:
+        """What Hydra's sweeper adds to the command line, from a preset say: `problem=a,b`. The command line wins."""
+        selections, _ = self._split([x.input_line or "" for x in given if not x.is_sweep_override()])
+        self._check_names(selections)
+        with self._naming(selections), strictly():
+            composed = self.loader.load_configuration(self.config_name, list(selections), RunMode.MULTIRUN)
+            params = composed.hydra.sweeper.get("params") or {}
+            return [f"{key}={value}" for key, value in params.items()]
+
+    def checked_jobs(self, command: Command) -> list[tuple[validation.Config, DictConfig]]:
         """Every job of a command, composed. **Raises** `ConfigError` for the first that is wrong."""
         jobs = self.jobs(command)
         for overrides in jobs:  # all names first, which takes no time: composing takes 0.2 s
             self._check_names(self._split(overrides)[0])
-        return [self.checked(overrides)[1] for overrides in jobs]
+        return [self.checked(overrides) for overrides in jobs]
 
     def checked(self, overrides: list[str]) -> tuple[validation.Config, DictConfig]:
         """One job: its configuration as plain data, and as Hydra composed it. **Raises** `ConfigError`."""
@@ -141,7 +160,7 @@ class Composer:
     def _check_names(self, selections: tuple[str, ...]) -> None:
         """Every group is given the name of one of its files."""
         for override in map(parsed, selections):
-            if override.key_or_group in GROUPS and not override.is_delete():
+            if override.key_or_group in (*GROUPS, "hydra/launcher") and not override.is_delete():
                 options = self.options(override.key_or_group, selections)
                 validation.check_name(override.key_or_group, override.value(), options)
 
@@ -155,6 +174,8 @@ class Composer:
                 if f"specify '{group}'" in str(error):
                     names = ", ".join(self.options(group, selections))
                     raise ConfigError(f"{group} is missing; choose one, as {group}=NAME. {group}s: {names}.") from error
+            if "override 'hydra.launcher." in str(error):
+                raise ConfigError(f"{error} The launcher that has n_jobs is hydra/launcher=local.") from error
             if isinstance(error.__cause__, UnicodeDecodeError):
                 bad = folders.not_text(source.path for source in self.loader.get_sources())
                 raise ConfigError(f"{', '.join(bad)}: {error}") from error
@@ -167,9 +188,23 @@ class Composer:
             nodes = options_of(self.loader, "solver", hydra_overrides)
             return {name: OmegaConf.select(node, "hints.solver_kind") for name, node in nodes.items()}
 
+        launcher = plain_launcher(composed)
+        for key, rule in rules.of(str(launcher.get("_target_"))).items():
+            rule.check(f"hydra.launcher.{key}", launcher.get(key))
         with hydra_config(composed):
             rest = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
             return validation.validated(rest, solver_kinds, choices)
+
+
+def register_resolvers() -> None:
+    """What our YAML files have in `${...}` besides Hydra's own."""
+    OmegaConf.register_new_resolver("implicitexp.unique", folders.unique, use_cache=True, replace=True)
+    schedules.register()
+
+
+def plain_launcher(composed: DictConfig) -> validation.Config:
+    """What runs the jobs of a sweep."""
+    return validation.plain(composed.hydra.launcher) or {}
 
 
 def searchpath(overrides: Sequence[str]) -> list[str]:

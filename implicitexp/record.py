@@ -136,9 +136,8 @@ def as_yaml(config: dict[str, Any]) -> str:
 
 def config_hash(config: dict[str, Any]) -> str:
     """Twelve hexadecimal digits that are equal for configurations that give the same numbers."""
-    numeric = {
-        key: value for key, value in config.items() if key not in ("tracker", "hints", "log_every", "check_every")
-    }
+    beside = ("tracker", "hints", "log_every", "check_every", "sort_by")
+    numeric = {key: value for key, value in config.items() if key not in beside}
     return hashlib.sha256(json.dumps(numeric, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

@@ -4,6 +4,10 @@ import textwrap
 from pathlib import Path
 
 MODULE = '''
+import os
+import signal
+from pathlib import Path
+
 import equinox as eqx
 import jax.numpy as jnp
 import implicitexp
@@ -62,6 +66,22 @@ class Buggy(Kepler):
         return undefined_name
 
 
+class Shot(Kepler):
+    """Its process is killed in the midst of a run, at the first attempt."""
+    def evaluate(self, params, solve):
+        marker = Path(os.environ["OWN_MARKER"])
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+
+class Doomed(Kepler):
+    """Its process is killed in the midst of a run, at every attempt."""
+    def evaluate(self, params, solve):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Cliff(Kepler):
     """y^2 + p = 0 has a root for p <= 0 only, and descent pushes p up: the run fails after some updates."""
     def init(self, key):
@@ -71,7 +91,8 @@ class Cliff(Kepler):
         return -params + 0 * solve(implicitexp.Root(lambda y, p: y**2 + p, 1.0), params).value
 '''
 BROKEN_MODULE = "import implicitexp\nraise RuntimeError('no licence')\nKepler = None\n"
-CLASSES = ("Kepler", "Vector", "Nothing", "NotANumber", "Words", "Whole", "Picky", "Abstract", "Buggy", "Cliff")
+CLASSES = ("Kepler", "Vector", "Nothing", "NotANumber", "Words", "Whole", "Picky", "Abstract", "Buggy", "Shot", "Doomed",
+           "Cliff")  # fmt: skip
 YAML = {
     "tab": "_target_: own.Kepler\nmean_anomaly: [1\ntarget: 2\n",
     "list": "- 1\n- 2\n",

@@ -1,10 +1,13 @@
 """The command line: what is refused, and how; what runs, as processes of their own."""
 
+import contextlib
+import csv
 import json
 import os
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -94,8 +97,8 @@ REFUSED = {
     "problem=brachistochrone problem.formulation=rot": ["formulation=rot", "did you mean root?", "direct, ode, root"],
     "problem=root_kepler problem.eccentricity=1.5": ["problem.eccentricity=1.5", "from 0 to 0.99"],
     "problem=brachistochrone problem.formulation=root solver=tsit5": ["solver=tsit5", "an ODE", "a root", "newton"],
-    "problem=root_kepler solver=tsit5": ["solver=tsit5", "root_kepler", "auto, dogleg, newton"],
-    "problem=ode solver=newton": ["solver=newton", "problem=ode", "dopri8, euler, kvaerno5"],
+    "problem=root_kepler solver=tsit5": ["solver=tsit5", "root_kepler", "auto, bisection, chord, dogleg"],
+    "problem=ode solver=newton": ["solver=newton", "problem=ode", "dopri8, euler, fixed_step"],
     "problem=ode gradient=unroll gradient.last=3": ["gradient.last=3", "an ODE", "gradient=adjoint"],
     "problem=root_kepler gradient=unroll gradient.last=0": ["gradient.last=0", "1 or more"],
     "problem=ode gradient.linear_solver=lux": ["linear_solver=lux", "did you mean lu?", "gmres"],
@@ -147,6 +150,14 @@ REFUSED = {
     "--config-dir conf problem=misspelt": ["own.Keppler", "own.py", "did you mean Kepler?"],
     "--config-dir conf problem=nomodule": ["my_modul.Kepler", "no module 'my_modul'"],
     "--config-dir conf problem=syntax": ["own_syntax.Kepler", "own_syntax.py, line 1"],
+    "problem=ode sort_by=los": ["sort_by=los", "did you mean loss?"],
+    "experiment=compare_all": ["experiment=compare_all", "a sweep over problem", "add -m"],
+    "experiment=residual_or_ode steps=1": ["experiment=residual_or_ode", "problem.layer, seed", "add -m"],
+    "-m experiment=brachistochrone_all problem=root_kepler": ["formulation", "eccentricity"],
+    "-m experiment=compare_all steps=-1": ["steps=-1", "0 or more"],
+    "-m problem=root_kepler hydra/launcher=loca": ["hydra/launcher=loca", "did you mean local?", "basic"],
+    "-m problem=root_kepler hydra.launcher.n_jobs=2": ["n_jobs", "hydra/launcher=local"],
+    "-m problem=root_kepler hydra/launcher=local hydra.launcher.n_jobs=0": ["hydra.launcher.n_jobs=0", "1 or more"],
     "-m problem=root_kepler,odee": ["problem=odee", "did you mean ode?"],
     "-m +problem=root_kepler gradient=unroll,implicit solver.rtol=0,1e-3": ["solver.rtol=0", "above 0"],
     "-m problem=root_kepler,ode solver=newton": ["solver=newton", "problem=ode"],
@@ -278,6 +289,77 @@ def test_a_failing_job_of_a_sweep_leaves_the_others_alone(here, tmp_path):
     assert results["1"]["error"]["reason"] == "a solve did not converge"
     assert results["2"]["status"] == "finished"
     assert {"config.yaml", "metrics.jsonl", "result.json", "params.npz"} <= {x.name for x in (tmp_path / "2").iterdir()}
+
+
+@pytest.mark.slow
+def test_a_local_sweep_survives_a_failing_and_a_killed_job(here, tmp_path):
+    """Four jobs at once: one finishes, one fails in training, one is killed at its first attempt, one whenever it runs."""
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    line = "-m --config-dir conf problem=kepler,cliff,shot,doomed optimizer=sgd optimizer.learning_rate=0.1 steps=60"
+    line += f" hydra/launcher=local hydra.launcher.n_jobs=4 hydra.sweep.dir={tmp_path}/sweep tracker.uri={store}"
+    done, _ = process(CONSOLE, line, here, OWN_MARKER=str(tmp_path / "shot"))
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("killed by SIGKILL") == 4  # three deaths, and the row's remark
+    assert done.stdout.count("it is tried again") == 2
+    with (tmp_path / "sweep" / "sweep.csv").open(newline="") as file:
+        rows = {row["problem"]: row for row in csv.DictReader(file)}
+    words = {"kepler": "finished", "cliff": "failed", "shot": "finished", "doomed": "died"}
+    assert {name: row["status"] for name, row in rows.items()} == words
+    assert float(rows["kepler"]["gradient_error"]) < 1e-5
+    assert (tmp_path / "sweep" / "sweep.png").stat().st_size > 10_000
+    assert "own.Kepler" in (tmp_path / "sweep" / "0" / "config.yaml").read_text()
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        runs = database.execute("SELECT run_uuid, name, status FROM runs").fetchall()
+        nested = "SELECT count(*) FROM tags WHERE key = 'mlflow.parentRunId' AND value = ?"
+        ((parent, status),) = [(run, status) for run, name, status in runs if name.startswith("Sweep over problem")]
+        assert (status, database.execute(nested, [parent]).fetchone()) == ("FAILED", (6,))
+        note = "SELECT value FROM tags WHERE key = 'mlflow.note.content' AND run_uuid = ?"
+        assert "| 3 | doomed |" in database.execute(note, [parent]).fetchone()[0]
+    states = sorted((name.split()[0], status) for _, name, status in runs)
+    assert states == [("Sweep", "FAILED"), ("cliff", "FAILED"), ("doomed", "KILLED"), ("doomed", "KILLED"),
+                      ("kepler", "FINISHED"), ("shot", "FINISHED"), ("shot", "KILLED")]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_local_sweep_ends_its_jobs(tmp_path, number, status):
+    """Ctrl-C reaches the whole process group, as in a terminal; SIGTERM the parent only."""
+    line = f"-m problem=root_kepler seed=0,1,2 steps=100000000 tracker=none hydra.sweep.dir={tmp_path}/sweep"
+    line += " hydra/launcher=local hydra.launcher.n_jobs=2"
+    running = subprocess.Popen([*MODULE, *line.split()], cwd=tmp_path, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
+    logs = [tmp_path / "sweep" / job / "metrics.jsonl" for job in "01"]
+    deadline = time.monotonic() + 120
+    while not all(log.exists() and log.stat().st_size for log in logs) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if number == signal.SIGINT:
+        os.killpg(running.pid, number)
+    else:
+        running.send_signal(number)
+    output, _ = running.communicate(timeout=90)
+    assert running.returncode == status, output
+    assert "Traceback" not in output
+    with (tmp_path / "sweep" / "sweep.csv").open(newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["killed", "killed", "not started"]
+    for log in logs:
+        assert json.loads(log.with_name("result.json").read_text())["status"] == "killed"
+    assert [pid for pid in Path("/proc").glob("[0-9]*") if in_folder(pid, tmp_path)] == []
+
+
+def in_folder(process_folder: Path, folder: Path) -> bool:
+    """Whether a process of /proc works in this folder."""
+    with contextlib.suppress(OSError):
+        return (process_folder / "cwd").resolve() == folder
+    return False
+
+
+@pytest.mark.slow
+def test_the_fork_server_computes_nothing():
+    """A backend of JAX has threads, which a fork does not take along."""
+    code = "import implicitexp.sweeps.preloaded; from jax._src import xla_bridge; print(list(xla_bridge._backends))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.slow
