@@ -117,7 +117,9 @@ def training_facts(training: "Training", content: dict[str, Any]) -> Facts:
     why = f" after {content['error']['reason']}" if content["error"] else ""
     why = f", by {training.ended}={getattr(training.settings, training.ended):g}" if training.ended else why
     facts: Facts = [("status", content["status"] + why)]
-    facts += [("updates", f"{content['steps']} in {training.train_seconds:.1f} s, {training.speed:.0f} a second; "
+    seconds = training.train_seconds
+    speed = f", {content['steps'] / seconds:.0f} a second" if seconds > 0 else ""
+    facts += [("updates", f"{content['steps']} in {seconds:.1f} s{speed}; compiled in {training.compile_seconds:.1f} s, "
                           f"gradient checks {training.check_seconds:.1f} s")]  # fmt: skip
     facts += [("loss", f"{number(loss['first'])} → {number(loss['last'])}")]
     facts += [(name, number(value)) for name, value in content["metrics"].items()]

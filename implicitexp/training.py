@@ -77,7 +77,8 @@ class Training:
         self.checks: list[Checked] = []
         self.evaluation: dict[str, float] = {}
         self.fault: dict[str, Any] | None = None
-        self.train_seconds = self.check_seconds = 0.0
+        self.train_seconds = self.check_seconds = self.compile_seconds = 0.0
+        self._advance: Any = None  # compiled
         self.pending: dict[str, Any] = {}  # metrics of a check, which go into the line of the update at the same step
         self.speed = 0.0  # updates a second
 
@@ -100,6 +101,16 @@ class Training:
         self.evaluation = {name: float(value) for name, value in found.items()}
         self.pending = checked.metrics() | {f"evaluate/{name}": x for name, x in self.evaluation.items()}
         self.check_seconds += time.perf_counter() - began
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """`train_seconds`: of all updates and of logging them, without compilation and checks."""
+        began, checks = time.perf_counter(), self.check_seconds
+        try:
+            yield
+        finally:
+            whole = time.perf_counter() - began
+            self.train_seconds = whole - (self.check_seconds - checks) - self.compile_seconds
 
     @property
     def every(self) -> int:
@@ -125,12 +136,14 @@ class Training:
         count = max(1, min(limit, CHUNK, int(self.speed * SECONDS_A_CHUNK) or 1))
         if jax.process_count() > 1:  # all processes have to make the same calls, whatever their clocks say
             count = min(limit, CHUNK)
+        inputs = (self.experiment, self.state, self.key, jnp.asarray(count, jnp.int32))
         began = time.perf_counter()
-        self.state, rows, done = advance(self.experiment, self.state, self.key, jnp.asarray(count, jnp.int32))
+        if self._advance is None:
+            self._advance = advance.lower(*inputs).compile()
+            self.compile_seconds, began = time.perf_counter() - began, time.perf_counter()
+        self.state, rows, done = self._advance(*inputs)
         done = int(done)
-        spent = time.perf_counter() - began
-        self.speed = done / spent if first else min(done / spent, float(CHUNK))
-        self.train_seconds += spent
+        self.speed = done / (time.perf_counter() - began)
         if int(self.state.fault):
             self.fault = {"step": self.step, "reason": FAULTS[int(self.state.fault)]}
         return self._lines(first, {name: np.asarray(x[:done]) for name, x in rows.items()}, done)
@@ -150,7 +163,7 @@ class Training:
 
     def last_line(self) -> list[dict[str, Any]]:
         """After the last update: loss and check at the last parameters, and where the time went."""
-        times = {"time/train_s": self.train_seconds, "time/check_s": self.check_seconds}
+        times = {f"time/{what}_s": getattr(self, f"{what}_seconds") for what in ("train", "check", "compile")}
         line = {"step": self.step, **self.pending, **times}
         self.pending = {}
         self.history.append(line)
@@ -195,11 +208,12 @@ def _loop(training: Training, folder: Folder, tracked: Any, bar: Any) -> tuple[s
     try:
         training.check()
         training.cost = training.checker.cost(training.state.params, 0)
-        while training.step < steps and training.fault is None and training.ended is None:
-            log(training.advance())
-            bar.update(training)
-            if training.fault is None and training.due():
-                training.check()
+        with training.timed():
+            while training.step < steps and training.fault is None and training.ended is None:
+                log(training.advance())
+                bar.update(training)
+                if training.fault is None and training.due():
+                    training.check()
         log(training.last_line())
     except KeyboardInterrupt:
         return _stopped(training, "interrupted from the keyboard"), 130
