@@ -71,6 +71,7 @@ def solve(
     method = solvers.for_kind(solver, equation.kind)
     cell = gradient.cell(equation.kind, method)
     call = Call(*canonical(equation, args), method)
+    method.check(call.equation, call.args)
     nested = is_inside_equation()
     value, stats = _differentiate(cell, call, None if nested else tap)
     return Solution(value, {"converged": jnp.asarray(stats.converged), "steps": jnp.asarray(stats.steps)})

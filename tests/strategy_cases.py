@@ -102,6 +102,39 @@ def integral_exact(p):
     return {"a": a, "b": (jnp.sin(c * upper) - jnp.sin(c * lower)) / c}
 
 
+def bracketed(p):
+    """One number between bounds, as bisection needs it."""
+    closed = p["closed"]
+
+    def fn(weight, y, args):
+        return y**3 - closed * jnp.sum(args) - weight
+
+    return Root(Held(p["held"], fn), 1.0, bounds=(0.0, 3.0)), p["args"]
+
+
+def bracketed_exact(p):
+    return jnp.cbrt(p["closed"] * jnp.sum(p["args"]) + p["held"])
+
+
+def pair(p):
+    """Oscillators q' = held p, p' = -closed args q, in the form that a symplectic method needs."""
+    closed = p["closed"]
+
+    def field(weight, t, y, args):
+        q, momentum = y
+        return weight * momentum, -args * closed * q
+
+    start = p["y0"] * jnp.ones_like(p["args"])
+    return ODE(Held(p["held"], field), (start, 0.3 * start), p["t0"], p["t1"]), p["args"]
+
+
+def pair_exact(p):
+    frequency, start = jnp.sqrt(p["held"] * p["closed"] * p["args"]), p["y0"]
+    phase, scale = frequency * (p["t1"] - p["t0"]), frequency / p["held"]
+    sine, cosine = jnp.sin(phase), jnp.cos(phase)
+    return start * (cosine + 0.3 / scale * sine), start * (0.3 * cosine - scale * sine)
+
+
 VECTOR = np.array([1.5, 0.7])
 COMMON = {"args": VECTOR, "closed": 1.3, "held": 0.8}
 CASES = {
@@ -110,3 +143,5 @@ CASES = {
     "ode": Case("ode", {**COMMON, "y0": 1.2, "t0": 0.1, "t1": 1.4}, ode, ode_exact),
     "integral": Case("integral", {**COMMON, "lower": 0.2, "upper": 1.7}, integral, integral_exact),
 }
+BRACKETED = Case("root", COMMON, bracketed, bracketed_exact)
+PAIR = Case("ode", {**COMMON, "y0": 1.2, "t0": 0.1, "t1": 1.4}, pair, pair_exact)

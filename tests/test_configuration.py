@@ -39,9 +39,12 @@ def options(group: str) -> list[str]:
 LBFGS_DEFAULTS = {"initial_guess_strategy": "one"}  # of its line search; that line search alone has another
 
 # For solvers that do not fit a root: a problem that they fit.
-FITS = {"anderson": "fixed_point_ridge", "picard": "fixed_point_ridge", "gauss_kronrod": "integral_pendulum",
-        "tanh_sinh": "integral_pendulum", "euler": "ode_exponential", "tsit5": "ode_exponential",
-        "dopri8": "ode_exponential", "kvaerno5": "ode_exponential"}  # fmt: skip
+FITS = {
+    **dict.fromkeys(("anderson", "newton_fixed_point", "picard"), "fixed_point_ridge"),
+    **dict.fromkeys(("clenshaw_curtis", "gauss_kronrod", "gauss_legendre", "romberg", "tanh_sinh"), "integral_pendulum"),
+    **dict.fromkeys(("dopri5", "dopri8", "euler", "fixed_step", "heun", "implicit_euler", "kvaerno3", "kvaerno5",
+                     "leapfrog", "midpoint", "tsit5"), "ode_exponential"),
+}  # fmt: skip
 CASES = [(group, name) for group in OWN_NODES for name in options(group)]
 
 

@@ -44,6 +44,29 @@ FAULTS = [
     ),
     Fault("divergent integral", lambda a: Integral(lambda x, a: x**a, 0.0, 1.0), 0.5, -2.0),
 ]
+OF_A_SOLVER = [  # once each, with the cheapest strategy
+    Fault("no root", lambda a: Root(lambda y, a: y**2 - a, 1.0), 2.0, -1.0, solvers.Chord()),
+    Fault("no root", lambda a: Root(lambda y, a: y**2 - a, 1.0), 2.0, -1.0, solvers.LevenbergMarquardt()),
+    Fault("no root", lambda a: Root(lambda y, a: y**2 - a, 1.0, (0.0, 3.0)), 2.0, -1.0, solvers.Bisection()),
+    Fault("no root between", lambda a: Root(lambda y, a: y**2 - a, 1.0, (0.0, 3.0)), 2.0, 16.0, solvers.Bisection()),
+    Fault("diverging", lambda a: FixedPoint(lambda y, a: a * y + 1.0, 0.5), -1.5, 1.5, solvers.Picard(damping=0.5)),
+    Fault("no fixed point", lambda a: FixedPoint(lambda y, a: y**2 + a, 0.0), 0.1, 0.5, solvers.NewtonFixedPoint()),
+    *(
+        Fault("blows up", lambda a: ODE(lambda t, y, a: a * y**2, 1.0, 0.0, 1.0), 0.5, 2.0, solver)
+        for solver in (
+            solvers.Heun(rtol=1e-5, atol=1e-5, max_steps=500),
+            solvers.Midpoint(rtol=1e-5, atol=1e-5, max_steps=500),
+            solvers.Dopri5(max_steps=200),
+            solvers.Kvaerno3(rtol=1e-6, atol=1e-6, max_steps=200),
+            solvers.ImplicitEuler(rtol=1e-3, atol=1e-3, max_steps=200),
+        )
+    ),
+    *(
+        Fault("pole", lambda a: Integral(lambda x, a: 1 / (x - a) ** 2, 0.0, 1.0), 2.0, 0.3, solver)
+        for solver in (solvers.ClenshawCurtis(), solvers.Romberg(max_steps=4096))
+    ),
+    Fault("NaN", lambda a: Integral(lambda x, a: jnp.sqrt(a - x), 0.0, 1.0), 2.0, 0.3, solvers.GaussLegendre()),
+]
 FAST = {
     "root that does not exist": STRATEGIES,
     "diverging fixed point": STRATEGIES[1:3],
@@ -53,7 +76,7 @@ CASES = [
     pytest.param(f, s, marks=[] if s in FAST.get(f.name, []) else [pytest.mark.slow], id=f"{f}-{s}")
     for f in FAULTS
     for s in STRATEGIES
-]
+] + [pytest.param(f, Implicit(), marks=pytest.mark.slow, id=f"{f}-{type(f.solver).__name__}") for f in OF_A_SOLVER]
 
 
 @pytest.mark.usefixtures("float64")
@@ -132,6 +155,8 @@ def test_singular_jacobian(strategy):
     [
         (solvers.Newton(), Unroll()),
         pytest.param(solvers.Newton(), Unroll(last=2), marks=pytest.mark.slow),
+        pytest.param(solvers.Chord(max_steps=1000), Unroll(), marks=pytest.mark.slow),
+        pytest.param(solvers.LevenbergMarquardt(), Unroll(), marks=pytest.mark.slow),
         pytest.param(solvers.Dogleg(), Unroll(), marks=pytest.mark.slow),
         pytest.param(solvers.Dogleg(), Implicit(), marks=pytest.mark.slow),
     ],

@@ -18,9 +18,35 @@ DIFFERENCED = 1e-4  # the square of the step, (1e-8)^(2/3), times third derivati
 ROOT = Root(lambda y, a: y - jnp.sum(a), 1.0)
 DECAY = ODE(lambda t, y, a: -a * y, 1.0, 0.0, 1.0)
 
+VECTORS = Root(lambda y, a: y - a, jnp.ones(2), bounds=(0.0, 1.0))
+BRACKETED = Root(lambda y, a: y - a, 1.0, bounds=(0.0, 3.0))
+OSCILLATOR = ODE(lambda t, y, a: (y[1], -a * y[0]), (1.0, 0.0), 0.0, 1.0)
+DAMPED = ODE(lambda t, y, a: (y[1], -a * y[0] - y[1]), (1.0, 0.0), 0.0, 1.0)
+DRIFTING = ODE(lambda t, y, a: (y[1] + 0.1 * y[0], -a * y[0]), (1.0, 0.0), 0.0, 1.0)
+LINE = Integral(lambda x, a: a * x, 0.0, 1.0)
+
 REFUSED = [
     (lambda: solve(ROOT, 1.0, solver=solvers.Tsit5()), ["Tsit5", "a root", "Newton", "Dogleg"]),
     (lambda: solve(DECAY, 1.0, solver=solvers.Newton()), ["Newton", "an ODE", "Tsit5", "Kvaerno5"]),
+    (lambda: solve(ROOT, 1.0, solver=solvers.Bisection()), ["Bisection", "bounds=(lower, upper)", "Newton"]),
+    (lambda: solve(VECTORS, 1.0, solver=solvers.Bisection()), ["Bisection", "(2,)", "Newton", "jax.vmap"]),
+    (
+        lambda: solve(BRACKETED, 1.0, solver=solvers.Bisection(), gradient=Unroll()),
+        ["unroll", "Bisection", "derivative", "zero", "implicit", "adjoint", "forward"],
+    ),
+    (lambda: solve(BRACKETED, 1.0, solver=solvers.Bisection(), gradient=Unroll(last=2)), ["unroll", "Bisection"]),
+    (lambda: solve(DECAY, 1.0, solver=solvers.Leapfrog()), ["Leapfrog", "(q, p)", "Tsit5", "FixedStep"]),
+    (lambda: solve(DAMPED, 1.0, solver=solvers.Leapfrog()), ["Leapfrog", "dp/dt depends on p", "Tsit5"]),
+    (lambda: solve(DRIFTING, 1.0, solver=solvers.Leapfrog()), ["Leapfrog", "dq/dt depends on q", "Tsit5"]),
+    (
+        lambda: solve(OSCILLATOR, 1.0, solver=solvers.Leapfrog(), gradient=Adjoint()),
+        ["adjoint", "Leapfrog", "implicit", "unroll", "forward", "Tsit5"],
+    ),
+    (
+        lambda: solve(LINE, 1.0, solver=solvers.Romberg(), gradient=Unroll()),
+        ["unroll", "Romberg", "implicit", "adjoint", "forward", "GaussKronrod"],
+    ),
+    (lambda: solvers.FixedStep(method="rk4"), ["rk4", "euler", "midpoint", "heun", "dopri5"]),
     (lambda: solve(DECAY, 1.0, gradient=Unroll(last=3)), ["last=3", "an ODE", "adjoint"]),
     (lambda: Unroll(last=3, checkpoints=2), ["checkpoints", "last", "not both"]),
     (lambda: Implicit(linear_solver="lux"), ["lux", "gmres", "normal_cg"]),  # pyright: ignore

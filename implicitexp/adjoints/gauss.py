@@ -133,7 +133,7 @@ class GaussWalk(eqx.Module):
         return dfx.ODETerm(lambda s, z, _: self._slope(self.split.theta, s, z))
 
     def _method(self, like: PyTree, **tolerances: Any) -> dfx.AbstractSolver:
-        return self._call.solver.method(like, **tolerances)
+        return self._call.solver.stepper(like, **tolerances)
 
     def _sizes(self) -> tuple[int, int]:
         """How many slots, and the longest chunk: together they hold every step of the longest solve."""
@@ -237,12 +237,11 @@ class GaussWalk(eqx.Module):
         target = jnp.maximum(w.s - w.dt, stop)
         target = jnp.where(target - stop < 0.1 * w.dt, stop, target)  # no crumb of a step before the stop
         new, error, info, stepper, result = method.step(term, -w.s, -target, w.adjoint, None, w.stepper, w.jumped)
-        order = method.error_order(term)
-        if error is None or order is None:  # a fixed step
+        if isinstance(controller, dfx.ConstantStepSize):  # its own count of steps knows nothing of the stops
             keep, dt, state = jnp.array(True), w.dt, w.controller
         else:
             keep, t0, t1, _, state, _ = controller.adapt_step_size(
-                -w.s, -target, w.adjoint, new, None, error, order, w.controller
+                -w.s, -target, w.adjoint, new, None, error, method.error_order(term), w.controller
             )
             # A step cut short by a stop says little about the next: it does not shrink the proposal.
             dt = jnp.where(keep & (w.s - target < w.dt), jnp.maximum(t1 - t0, w.dt), t1 - t0)
@@ -267,7 +266,7 @@ class GaussWalk(eqx.Module):
 
     def _add_integral(self, w: _Walker, target: Array, z: Any, path: Any) -> list[Array]:
         """The integral of (dF/dtheta)^T lambda over a step, by Gauss-Legendre nodes."""
-        nodes, weights = gauss_legendre(self._call.solver.order, w.s.dtype)
+        nodes, weights = gauss_legendre(self._method(w.adjoint).order(self._forward), w.s.dtype)
         width = w.s - target
 
         def integrand(s):

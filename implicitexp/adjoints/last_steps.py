@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optimistix as optx
 from jaxtyping import PyTree
 
 from implicitexp.equations import Stats
@@ -16,13 +17,16 @@ class _Run(eqx.Module):
     """A solver, iterated by hand through Optimistix's public methods `init`, `step`, `terminate`."""
 
     method: Any
-    fn: Any
+    equation: Any
     args: PyTree
     options: dict[str, Any]
 
     def with_aux(self, y, args):
-        """Optimistix's solvers see fn -> (value, aux); its least-squares solvers keep the value as aux too."""
-        return self.fn(y, args), None
+        """Optimistix's solvers see fn -> (value, aux). One that finds roots sees a fixed point as the root of fn - y."""
+        value = self.equation.fn(y, args)
+        if self.equation.kind == "fixed_point" and not isinstance(self.method, optx.AbstractFixedPointSolver):
+            value = jax.tree.map(jnp.subtract, value, y)
+        return value, None
 
     def init(self, y):
         shape, aux = jax.eval_shape(self.with_aux, y, self.args)
@@ -45,8 +49,8 @@ def last_steps(call: Any, k: int) -> tuple[PyTree, Stats]:
     constant = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, call)
     _, statistics = constant.run()
     method = call.solver.method(*call.solver.tolerances(call.equation.y0))
-    frozen = _Run(method, constant.equation.fn, constant.args, options_of(call.equation))
-    live = _Run(method, call.equation.fn, call.args, options_of(call.equation))
+    frozen = _Run(method, constant.equation, constant.args, options_of(call.equation))
+    live = _Run(method, call.equation, call.args, options_of(call.equation))
     y0 = constant.equation.y0
     before = jnp.maximum(statistics.steps - k, 0)
     state = frozen.init(y0)

@@ -30,7 +30,8 @@ class Kepler(AbstractProblem):
     def anomaly(self, eccentricity, solve):
         """The eccentric anomaly E (rad)."""
         mean = jnp.asarray(self.mean_anomaly)
-        equation = Root(lambda E, args: E - args[0] * jnp.sin(E) - args[1], mean)
+        bounds = (mean - 1, mean + 1)  # |E - M| is at most e < 1
+        equation = Root(lambda E, args: E - args[0] * jnp.sin(E) - args[1], mean, bounds)
         return solve(equation, (eccentricity, mean)).value
 
     def loss(self, params, batch, solve):

@@ -1,8 +1,12 @@
 """The configured solvers, one class a method; `Auto` has one for every kind of equation."""
 
 from .algebraic import Anderson as Anderson
+from .algebraic import Bisection as Bisection
+from .algebraic import Chord as Chord
 from .algebraic import Dogleg as Dogleg
+from .algebraic import LevenbergMarquardt as LevenbergMarquardt
 from .algebraic import Newton as Newton
+from .algebraic import NewtonFixedPoint as NewtonFixedPoint
 from .algebraic import Picard as Picard
 from .anderson import AndersonAcceleration as AndersonAcceleration
 from .auto import SOLVERS as SOLVERS
@@ -10,9 +14,20 @@ from .auto import Auto as Auto
 from .auto import for_kind as for_kind
 from .auto import kinds_of as kinds_of
 from .base import AbstractSolver as AbstractSolver
+from .explicit import Dopri5 as Dopri5
+from .explicit import Dopri8 as Dopri8
+from .explicit import Euler as Euler
+from .explicit import FixedStep as FixedStep
+from .explicit import Heun as Heun
+from .explicit import Midpoint as Midpoint
+from .explicit import Tsit5 as Tsit5
+from .integral import ClenshawCurtis as ClenshawCurtis
 from .integral import GaussKronrod as GaussKronrod
+from .integral import GaussLegendre as GaussLegendre
+from .integral import Romberg as Romberg
 from .integral import TanhSinh as TanhSinh
-from .ode import Dopri8 as Dopri8
-from .ode import Euler as Euler
-from .ode import Kvaerno5 as Kvaerno5
-from .ode import Tsit5 as Tsit5
+from .leapfrog import Leapfrog as Leapfrog
+from .ode import AbstractFixedStep as AbstractFixedStep
+from .stiff import ImplicitEuler as ImplicitEuler
+from .stiff import Kvaerno3 as Kvaerno3
+from .stiff import Kvaerno5 as Kvaerno5

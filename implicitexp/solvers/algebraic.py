@@ -1,19 +1,23 @@
 """Solvers of roots and fixed points: Optimistix's, and Anderson acceleration."""
 
 import abc
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
+import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import PyTree
 
 from implicitexp.equations import FixedPoint, Root, Stats
+from implicitexp.errors import Unsupported
 
 from .anderson import AndersonAcceleration
 from .base import AbstractSolver, Loop, NotConverged, Tolerance, resolve_tolerance, stats
-from .pivots import StaticPivots
+from .bisection import QuietBisection
+from .pivots import StaticPivots, StaticTriangle
 
 
 class LoopAdjoint(optx.AbstractAdjoint):
@@ -93,6 +97,19 @@ class Newton(AbstractIteration):
         return optx.Newton(rtol, atol, linear_solver=StaticPivots())
 
 
+class Chord(AbstractIteration):
+    """Newton's method with the Jacobian at the start: an iteration costs no factorization, and there are more of them."""
+
+    rtol: Tolerance = None
+    atol: Tolerance = None
+    max_steps: int = eqx.field(static=True, default=256)
+    when_not_converged: NotConverged = eqx.field(static=True, default="stop")
+    kind: ClassVar[str] = "root"
+
+    def method(self, rtol, atol):
+        return optx.Chord(rtol, atol, linear_solver=StaticPivots())
+
+
 class Dogleg(AbstractIteration):
     """Powell's dogleg method on the sum of squares: slower than Newton's, and safe far from the root."""
 
@@ -106,17 +123,80 @@ class Dogleg(AbstractIteration):
         return optx.Dogleg(rtol, atol, linear_solver=StaticPivots())
 
 
+class LevenbergMarquardt(AbstractIteration):
+    """The Levenberg-Marquardt method on the sum of squares: between Newton's method and steepest descent, safe far from
+    the root and where the Jacobian is nearly singular."""
+
+    rtol: Tolerance = None
+    atol: Tolerance = None
+    max_steps: int = eqx.field(static=True, default=256)
+    when_not_converged: NotConverged = eqx.field(static=True, default="stop")
+    kind: ClassVar[str] = "root"
+
+    def method(self, rtol, atol):
+        return optx.LevenbergMarquardt(rtol, atol, linear_solver=StaticTriangle())
+
+
+class Bisection(AbstractIteration):
+    """Bisection of the interval `Root.bounds` of one number, at whose ends fn has different signs: it cannot fail."""
+
+    rtol: Tolerance = None
+    atol: Tolerance = None
+    max_steps: int = eqx.field(static=True, default=256)
+    when_not_converged: NotConverged = eqx.field(static=True, default="stop")
+    kind: ClassVar[str] = "root"
+    refuses: ClassVar[Mapping[str, str]] = {
+        "unroll": "the midpoints do not move with the parameters, so that the derivative of its loop is zero; use "
+        "implicit, adjoint or forward, which need the root alone, or unroll with Newton"
+    }
+
+    def method(self, rtol, atol):
+        return QuietBisection(optx.Bisection(rtol, atol, flip=False))
+
+    def check(self, equation, args):
+        if equation.bounds is None:
+            raise Unsupported(
+                "Bisection needs an interval at whose ends fn has different signs: Root(fn, y0, bounds=(lower, upper)); "
+                "or use Newton, Chord, Dogleg or LevenbergMarquardt, which start from y0."
+            )
+        shapes = [jnp.shape(x) for x in jax.tree.leaves((equation.y0, equation.bounds))]
+        if not eqx.is_array(equation.y0) or any(shape != () for shape in shapes):
+            raise Unsupported(
+                f"Bisection finds one number, with a lower and an upper bound, but y0 and bounds have the shapes "
+                f"{shapes}; use Newton, Chord, Dogleg or LevenbergMarquardt, or jax.vmap for many roots of one number."
+            )
+
+
 class Picard(AbstractIteration):
-    """The plain iteration y <- fn(y, args), for contractions."""
+    """The plain iteration y <- fn(y, args), for contractions; damped, y <- y + damping (fn(y, args) - y).
+
+    Damping below 1 converges where a derivative of fn is below -1, and is slower elsewhere.
+    """
 
     rtol: Tolerance = None
     atol: Tolerance = None
     max_steps: int = eqx.field(static=True, default=10_000)
+    damping: Any = 1.0
     when_not_converged: NotConverged = eqx.field(static=True, default="stop")
     kind: ClassVar[str] = "fixed_point"
 
     def method(self, rtol, atol):
-        return optx.FixedPointIteration(rtol, atol)
+        # Optimistix compares the step with the tolerance. Here the residual counts, of which the step is a share: else
+        # a small damping would pass for convergence.
+        return optx.FixedPointIteration(rtol * self.damping, atol * self.damping, damp=1 - self.damping)
+
+
+class NewtonFixedPoint(AbstractIteration):
+    """Newton's method for fn(y, args) - y = 0: few iterations, a dense Jacobian each, and no contraction is needed."""
+
+    rtol: Tolerance = None
+    atol: Tolerance = None
+    max_steps: int = eqx.field(static=True, default=256)
+    when_not_converged: NotConverged = eqx.field(static=True, default="stop")
+    kind: ClassVar[str] = "fixed_point"
+
+    def method(self, rtol, atol):
+        return optx.Newton(rtol, atol, linear_solver=StaticPivots())
 
 
 class Anderson(AbstractIteration):

@@ -6,12 +6,19 @@ import equinox as eqx
 
 from implicitexp.equations import KINDS
 
-from .algebraic import Anderson, Dogleg, Newton, Picard
+from .algebraic import Anderson, Bisection, Chord, Dogleg, LevenbergMarquardt, Newton, NewtonFixedPoint, Picard
 from .base import AbstractSolver, NotConverged, Tolerance
-from .integral import GaussKronrod, TanhSinh
-from .ode import Dopri8, Euler, Kvaerno5, Tsit5
+from .explicit import Dopri5, Dopri8, Euler, FixedStep, Heun, Midpoint, Tsit5
+from .integral import ClenshawCurtis, GaussKronrod, GaussLegendre, Romberg, TanhSinh
+from .leapfrog import Leapfrog
+from .stiff import ImplicitEuler, Kvaerno3, Kvaerno5
 
-SOLVERS = (Newton, Dogleg, Picard, Anderson, Euler, Tsit5, Dopri8, Kvaerno5, GaussKronrod, TanhSinh)
+SOLVERS = (
+    *(Newton, Chord, Dogleg, LevenbergMarquardt, Bisection),
+    *(Picard, Anderson, NewtonFixedPoint),
+    *(Tsit5, Dopri5, Dopri8, Heun, Midpoint, Kvaerno5, Kvaerno3, ImplicitEuler, Euler, FixedStep, Leapfrog),
+    *(GaussKronrod, ClenshawCurtis, TanhSinh, Romberg, GaussLegendre),
+)
 
 DEFAULTS: dict[str, Any] = {
     "root": Newton,

@@ -1,7 +1,8 @@
 """What all solvers share: tolerances by precision, and the loops that a strategy can ask a solver to run in."""
 
 import abc
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -34,6 +35,7 @@ class AbstractSolver(eqx.Module):
 
     kind: eqx.AbstractClassVar[str]
     when_not_converged: eqx.AbstractVar[str]
+    refuses: ClassVar[Mapping[str, str]] = {}  # strategies that are not defined for this method: why, and what is
 
     @abc.abstractmethod
     def run(self, equation: Any, args: PyTree, loop: Loop) -> tuple[PyTree, Stats]:
@@ -42,6 +44,10 @@ class AbstractSolver(eqx.Module):
     @abc.abstractmethod
     def noise(self, like: PyTree) -> Any:
         """The relative error that a solve in the precision of `like` leaves: its tolerance; 0 if it has none."""
+
+    def check(self, equation: Any, args: PyTree) -> None:
+        """Called before an equation is solved. **Raises** `Unsupported` for one that this method cannot solve."""
+        del equation, args
 
     def kept_steps(self, before: Any, after: Any) -> "AbstractSolver":
         """The solver that takes, for the equation `after`, as many steps as this one takes for `before`, where that is

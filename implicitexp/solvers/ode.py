@@ -1,19 +1,18 @@
-"""ODE solvers: Diffrax's, with their step size control."""
+"""What all ODE solvers share: the call of Diffrax, fixed steps, steps under an error control."""
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optimistix as optx
 from jaxtyping import PyTree
 
 from implicitexp.equations import ODE, Stats
 
-from .base import AbstractSolver, Loop, NotConverged, Tolerance, dtype_of, resolve_tolerance, stats
+from .base import AbstractSolver, Loop, resolve_tolerance, stats
 
 
 def loop_adjoint(loop: Loop) -> dfx.AbstractAdjoint:
@@ -24,14 +23,13 @@ def loop_adjoint(loop: Loop) -> dfx.AbstractAdjoint:
 
 
 class AbstractODESolver(AbstractSolver):
-    """A Runge-Kutta method. `integrate` is the one place that calls Diffrax, for forward and backward solves."""
+    """A one-step method. `integrate` is the one place that calls Diffrax, for forward and backward solves."""
 
     max_steps: eqx.AbstractVar[int]
     dt0: eqx.AbstractVar[Any]
-    order: eqx.AbstractClassVar[int]
 
     @abc.abstractmethod
-    def method(self, y0: PyTree, rtol: Any = None, atol: Any = None) -> dfx.AbstractSolver:
+    def stepper(self, y0: PyTree, rtol: Any = None, atol: Any = None) -> dfx.AbstractSolver:
         """The Diffrax solver for a state like `y0`; given tolerances stand before the solver's own."""
 
     @abc.abstractmethod
@@ -59,7 +57,7 @@ class AbstractODESolver(AbstractSolver):
         """Integrate dy/dt = field(t, y, args) from t0 to t1, in either direction."""
         return dfx.diffeqsolve(
             dfx.ODETerm(field),
-            self.method(y0, rtol, atol),
+            self.stepper(y0, rtol, atol),
             t0,
             t1,
             self.first_step(t0, t1),
@@ -84,7 +82,7 @@ def succeeded(sol: dfx.Solution):
 
 
 class AbstractFixedStep(AbstractODESolver):
-    """A Runge-Kutta method in equal steps of at most `dt0`, the last of which ends at t1."""
+    """A method in equal steps of at most `dt0`, the last of which ends at t1."""
 
     def controller(self, y0, rtol=None, atol=None):
         return dfx.ConstantStepSize()
@@ -109,19 +107,6 @@ class AbstractFixedStep(AbstractODESolver):
         return eqx.tree_at(lambda solver: solver.dt0, self, self.dt0 * longer)
 
 
-class Euler(AbstractFixedStep):
-    """Explicit Euler with the fixed step `dt0`: a residual network is dt0 = 1."""
-
-    dt0: Any = 0.01  # in the units of t
-    max_steps: int = eqx.field(static=True, default=100_000)
-    when_not_converged: NotConverged = eqx.field(static=True, default="stop")
-    kind: ClassVar[str] = "ode"
-    order: ClassVar[int] = 1
-
-    def method(self, y0, rtol=None, atol=None):
-        return dfx.Euler()
-
-
 class AbstractAdaptive(AbstractODESolver):
     """A Runge-Kutta method with an embedded error estimate; steps by a PI controller."""
 
@@ -135,58 +120,3 @@ class AbstractAdaptive(AbstractODESolver):
 
     def noise(self, like):
         return resolve_tolerance(self.rtol, like)
-
-
-class Tsit5(AbstractAdaptive):
-    """Tsitouras' method of order 5(4), the default for problems that are not stiff."""
-
-    rtol: Tolerance = None
-    atol: Tolerance = None
-    dt0: Any = None  # first step, in the units of t; None: chosen by the controller
-    max_steps: int = eqx.field(static=True, default=4096)
-    when_not_converged: NotConverged = eqx.field(static=True, default="stop")
-    kind: ClassVar[str] = "ode"
-    order: ClassVar[int] = 5
-
-    def method(self, y0, rtol=None, atol=None):
-        return dfx.Tsit5()
-
-
-class Dopri8(AbstractAdaptive):
-    """Dormand and Prince's method of order 8(7), for tight tolerances."""
-
-    rtol: Tolerance = None
-    atol: Tolerance = None
-    dt0: Any = None  # first step, in the units of t; None: chosen by the controller
-    max_steps: int = eqx.field(static=True, default=4096)
-    when_not_converged: NotConverged = eqx.field(static=True, default="stop")
-    kind: ClassVar[str] = "ode"
-    order: ClassVar[int] = 8
-
-    def method(self, y0, rtol=None, atol=None):
-        return dfx.Dopri8()
-
-
-# In float32 the stages' Newton iteration at Diffrax's default (the step's own tolerance) stalls in rounding, which is
-# the stiffness times eps, and the solve then ends with no accepted step. Newton's step from an error of 1e-3 leaves
-# its square, so this is as accurate and cannot stall up to a stiffness of about 1e4.
-STAGE_TOLERANCE = 1e-3
-
-
-class Kvaerno5(AbstractAdaptive):
-    """Kvaerno's method of order 5(4), ESDIRK, for stiff problems; stages by Newton's (very chord) method."""
-
-    rtol: Tolerance = None
-    atol: Tolerance = None
-    dt0: Any = None  # first step, in the units of t; None: chosen by the controller
-    max_steps: int = eqx.field(static=True, default=4096)
-    when_not_converged: NotConverged = eqx.field(static=True, default="stop")
-    kind: ClassVar[str] = "ode"
-    order: ClassVar[int] = 5
-
-    def method(self, y0, rtol=None, atol=None):
-        if dtype_of(y0) != jnp.float64:
-            return dfx.Kvaerno5(root_finder=optx.Newton(STAGE_TOLERANCE, STAGE_TOLERANCE))
-        rtol = resolve_tolerance(self.rtol if rtol is None else rtol, y0)
-        atol = resolve_tolerance(self.atol if atol is None else atol, y0)
-        return dfx.Kvaerno5(root_finder=dfx.VeryChord(rtol, atol))

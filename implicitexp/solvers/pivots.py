@@ -1,4 +1,4 @@
-"""A dense linear solver for the steps of Newton's method that has an answer for every matrix."""
+"""Dense linear solvers for the steps of Newton's and related methods that have an answer for every matrix."""
 
 from typing import Any
 
@@ -29,9 +29,7 @@ class StaticPivots(lx.AbstractLinearSolver):
         return (lu.at[n, n].set(_grown(jnp.diagonal(lu), lu)), permutation), *rest
 
     def compute(self, state: PyTree, vector: PyTree, options: dict[str, Any]) -> tuple[PyTree, lx.RESULTS, dict]:
-        solution, *_ = _solver(state).compute(state, vector, options)
-        finite = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), solution)
-        return finite, lx.RESULTS.successful, {}
+        return _finite(_solver(state).compute(state, vector, options)[0]), lx.RESULTS.successful, {}
 
     def transpose(self, state: PyTree, options: dict[str, Any]) -> tuple[PyTree, dict]:
         return _solver(state).transpose(state, options)
@@ -41,6 +39,32 @@ class StaticPivots(lx.AbstractLinearSolver):
 
     def assume_full_rank(self) -> bool:
         return True
+
+
+class StaticTriangle(lx.AbstractLinearSolver):
+    """The same for least squares, by QR: the diagonal of R stands for the pivots."""
+
+    def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> PyTree:
+        (factors, reflectors), *rest = lx.QR().init(operator, options)
+        n = jnp.arange(factors.shape[1])
+        grown = factors.at[n, n].set(_grown(jnp.diagonal(factors), jnp.triu(factors)))
+        return (grown, reflectors), *rest
+
+    def compute(self, state: PyTree, vector: PyTree, options: dict[str, Any]) -> tuple[PyTree, lx.RESULTS, dict]:
+        return _finite(lx.QR().compute(state, vector, options)[0]), lx.RESULTS.successful, {}
+
+    def transpose(self, state: PyTree, options: dict[str, Any]) -> tuple[PyTree, dict]:
+        return lx.QR().transpose(state, options)
+
+    def conj(self, state: PyTree, options: dict[str, Any]) -> tuple[PyTree, dict]:
+        return lx.QR().conj(state, options)
+
+    def assume_full_rank(self) -> bool:
+        return True
+
+
+def _finite(solution: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), solution)
 
 
 def _solver(state: PyTree) -> Any:

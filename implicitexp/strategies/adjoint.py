@@ -16,7 +16,7 @@ from implicitexp.equations import Stats
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import stats
 
-from .base import AbstractCell, AbstractStrategy, Backward, Split, normalized, scaled
+from .base import AbstractCell, AbstractStrategy, Backward, Split, check_solver, normalized, scaled
 from .forward import Directions, SensitivityCell
 from .implicit import linearization
 
@@ -44,6 +44,7 @@ class Adjoint(AbstractStrategy):
             raise Unsupported(f"preconditioner={self.preconditioner!r} is not one of last, start, identity.")
 
     def cell(self, kind, solver) -> AbstractCell:
+        check_solver("adjoint", solver)
         if kind == "ode":
             return ContinuousCell(Tolerances(self.rtol, self.atol, self.max_steps), self.method)
         if kind == "integral":

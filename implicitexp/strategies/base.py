@@ -126,6 +126,12 @@ def refuse(name: str, kind: str, instead: str) -> Unsupported:
     return Unsupported(f"{name} is not defined for {KIND_WORDS[kind]}; use {instead}.")
 
 
+def check_solver(name: str, solver: AbstractSolver) -> None:
+    """**Raises** `Unsupported` where the strategy of that name is not defined for this method."""
+    if name in solver.refuses:
+        raise Unsupported(f"{name} is not defined for {type(solver).__name__}: {solver.refuses[name]}.")
+
+
 KIND_WORDS = {"root": "a root", "fixed_point": "a fixed point", "ode": "an ODE", "integral": "an integral"}
 
 

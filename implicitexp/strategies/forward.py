@@ -12,8 +12,9 @@ from implicitexp.adjoints.linear import LinearSolve
 from implicitexp.adjoints.sensitivity import sensitivities
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import PLAIN, all_finite
+from implicitexp.solvers.ode import AbstractFixedStep
 
-from .base import MAX_PARAMETERS, AbstractCell, AbstractStrategy, Backward, Split
+from .base import MAX_PARAMETERS, AbstractCell, AbstractStrategy, Backward, Split, check_solver
 from .implicit import ImplicitCell
 from .unroll import forward_through
 
@@ -69,6 +70,8 @@ class Forward(AbstractStrategy):
 
     def cell(self, kind, solver) -> AbstractCell:
         directions = Directions(self.directions, self.key)
+        if isinstance(solver, AbstractFixedStep):  # no error test, in which tangents could stand
+            return TangentCell(directions)
         return {"ode": SensitivityCell, "integral": TangentCell}.get(kind, ImplicitTangentCell)(directions)
 
 
@@ -125,6 +128,7 @@ class ProgramTangent(AbstractStrategy):
     """
 
     def cell(self, kind, solver) -> AbstractCell:
+        check_solver("unroll", solver)
         return TangentCell(Directions())
 
 

@@ -11,7 +11,7 @@ from implicitexp.adjoints.last_steps import last_steps
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import PLAIN, Loop
 
-from .base import KIND_WORDS, AbstractCell, AbstractStrategy, Backward, Split, refuse
+from .base import KIND_WORDS, AbstractCell, AbstractStrategy, Backward, Split, check_solver, refuse
 
 
 class Unroll(AbstractStrategy):
@@ -30,6 +30,7 @@ class Unroll(AbstractStrategy):
             raise Unsupported("unroll takes checkpoints or last, not both: the last k iterations are all kept.")
 
     def cell(self, kind, solver) -> AbstractCell:
+        check_solver("unroll", solver)
         if self.last is None:
             return UnrollCell(Loop("checkpointed", self.checkpoints))
         if kind in ("root", "fixed_point"):

@@ -6,11 +6,11 @@ that the loss itself pins (a residual layer) is part of the model: its derivativ
 """
 
 import abc
+import dataclasses
 from typing import Any, ClassVar
 
 import diffrax as dfx
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -18,9 +18,10 @@ from jaxtyping import Array, PyTree
 
 from implicitexp import solvers, solving
 from implicitexp.equations import AbstractEquation, Solution, Stats
-from implicitexp.solvers.base import PLAIN, AbstractSolver, Loop, NotConverged
-from implicitexp.solvers.base import stats as statistics
+from implicitexp.solvers.base import PLAIN, AbstractSolver, NotConverged
+from implicitexp.solvers.integral import AbstractAdaptiveRule
 from implicitexp.strategies import Adjoint, Implicit, Unroll
+from implicitexp.truth.written_out import WrittenOut
 
 DENSE_UNKNOWNS = 500  # of a root or fixed point: up to here a dense Jacobian is formed and the solution polished
 POLISHING_STEPS = 4  # of Newton's method from a converged solution: quadratic, so that two are enough far from singular
@@ -28,7 +29,6 @@ DENSE_BUFFER = 2**25  # numbers that the dense output of an ODE may take: 256 Mi
 MOST_STEPS = 16_384  # of an ODE solver at the tightest tolerance
 FEWEST_STEPS = 256
 INTERVALS = 500  # of an adaptive quadrature
-CLIP = 1e-10  # as Diffrax: a step that ends this close to t1 ends at t1
 
 
 class AbstractPlan(eqx.Module):
@@ -59,7 +59,7 @@ class Continuous(AbstractPlan):
         return tight_algebraic(equation, configured, tolerance, nudge), Implicit(rtol=tolerance, atol=tolerance)
 
     def pinned(self, solver):
-        return FixedEuler(dt0=solver.dt0, max_steps=solver.max_steps), Unroll()
+        return WrittenOut(solver), Unroll()
 
 
 class Discrete(AbstractPlan):
@@ -97,12 +97,12 @@ class TightSolve:
 def is_model(pinned: Any) -> bool:
     """Whether a solver that the loss pins is part of the model: one with fixed steps is, one with an error control
     only says how to approximate the solution."""
-    return isinstance(pinned, solvers.Euler)
+    return isinstance(pinned, solvers.AbstractFixedStep)
 
 
 def is_stiff(configured: Any) -> bool:
     """Whether the configured ODE solver is an implicit one, chosen since the problem is stiff."""
-    return isinstance(configured.method(jnp.dtype("float64")), dfx.AbstractImplicitSolver)
+    return isinstance(configured.stepper(jnp.dtype("float64")), dfx.AbstractImplicitSolver)
 
 
 # -- configured solvers, made tight -----------------------------------------------------------------------------------
@@ -117,12 +117,11 @@ def tight_ode(equation: Any, configured: Any, tolerance: Any, method: type, stif
 
 
 def tight_integral(configured: Any, tolerance: Any) -> AbstractSolver:
-    """The configured rule with this tolerance and many intervals."""
-    tight = eqx.tree_at(lambda s: (s.rtol, s.atol), configured, (tolerance, tolerance), is_leaf=lambda x: x is None)
+    """The configured rule with this tolerance and many intervals; Gauss-Kronrod where it is none that adapts its mesh."""
+    if not isinstance(configured, AbstractAdaptiveRule):
+        return solvers.GaussKronrod(rtol=tolerance, atol=tolerance, max_steps=INTERVALS)
     steps = max(INTERVALS, configured.max_steps)
-    return type(tight)(
-        **{**{f: getattr(tight, f) for f in tight.__dataclass_fields__ if f != "kind"}, "max_steps": steps}
-    )
+    return dataclasses.replace(configured, rtol=tolerance, atol=tolerance, max_steps=steps)
 
 
 def tight_algebraic(equation: Any, configured: Any, tolerance: Any, nudge: Any) -> AbstractSolver:
@@ -181,48 +180,3 @@ class PolishedFixedPoint(AbstractSolver):
 
     def run(self, equation, args, loop):
         return polish(equation, args, *self.inner.run(equation, args, PLAIN), self.nudge)
-
-
-class FixedEuler(AbstractSolver):
-    """y <- y + h f(t, y) in equal steps, written out: for a residual network a second code path beside Diffrax's."""
-
-    dt0: Any  # in the units of t
-    max_steps: int = eqx.field(static=True)
-    when_not_converged: NotConverged = eqx.field(static=True, default="stop")
-    kind: ClassVar[str] = "ode"
-
-    def noise(self, like):
-        return 0.0
-
-    def run(self, equation, args, loop: Loop):
-        t0, t1 = equation.t0, equation.t1
-        direction = jnp.where(t1 < t0, -1.0, 1.0)
-        whole = jnp.ceil(
-            jnp.abs(t1 - t0) / self.dt0 * (1 - 8 * jnp.finfo(t0.dtype).eps)
-        )  # what rounding adds is no step
-        dt = (t1 - t0) / jax.lax.stop_gradient(jnp.maximum(whole, 1))
-        ts = t1[None] if equation.ts is None else equation.ts
-        out = jax.tree.map(lambda y: jnp.broadcast_to(y, (*ts.shape, *y.shape)), equation.y0)
-
-        def unfinished(carry):
-            return direction * (t1 - carry[0]) > 0
-
-        def step(carry):
-            t, y, out, n = carry
-            end = jnp.where(direction * (t + dt - t1) > -CLIP, t1, t + dt)
-            after = jax.tree.map(lambda y, f: y + (end - t) * f, y, equation.field(t, y, args))
-            passed = (direction * (ts - t) > 0) & (direction * (ts - end) <= 0)
-            return end, after, jax.tree.map(lambda o, a, b: _between(o, a, b, t, end, ts, passed), out, y, after), n + 1
-
-        kind = "lax" if loop.kind == "plain" else "checkpointed"
-        start = (t0, equation.y0, out, jnp.array(0, jnp.int32))
-        t, _, out, n = eqxi.while_loop(unfinished, step, start, max_steps=self.max_steps, kind=kind)
-        value = out if equation.ts is not None else jax.tree.map(lambda o: o[0], out)
-        return value, statistics(t == t1, n, value)
-
-
-def _between(out: Array, before: Array, after: Array, t: Array, end: Array, ts: Array, passed: Array) -> Array:
-    """The outputs in this step, by linear interpolation, as Diffrax gives them for Euler's method."""
-    fraction = (ts - t) / (end - t)
-    moved = before + fraction.reshape(-1, *[1] * before.ndim) * (after - before)
-    return jnp.where(passed.reshape(-1, *[1] * before.ndim), moved, out)

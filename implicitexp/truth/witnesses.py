@@ -15,6 +15,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from implicitexp.errors import Unsupported
 from implicitexp.solving import Solve
 from implicitexp.strategies import MAX_PARAMETERS, FiniteDifference, Forward
 from implicitexp.strategies.forward import ProgramTangent
@@ -68,6 +69,8 @@ def program_gradient(problem: Any, params: PyTree, batch: PyTree = None, solver:
     try:
         found = derivatives_along(problem, params, batch, Solve(solver, ProgramTangent()), rows)
     except (NotImplementedError, TypeError, ValueError):  # a custom vjp in the loss has no forward mode
+        return None
+    except Unsupported:  # no derivative through this solver's loop
         return None
     except RuntimeError:  # derivatives of Lineax's solves raise where they are singular, whatever `throw` says
         return None
