@@ -218,6 +218,7 @@ VARIANTS = [
     *((name, ()) for name in NAMES),
     ("ode", ("problem.layer=residual",)),
     ("ode", ("problem.layer=identity",)),
+    ("fixed_point", ("problem.layer=feedforward",)),
     ("brachistochrone", ("problem.formulation=root",)),
     ("brachistochrone", ("problem.formulation=direct",)),
 ]
@@ -284,7 +285,7 @@ def test_the_shipped_data_are_those_that_were_published():
 def test_jittered_images_stay_what_they_are():
     """A shift by whole pixels moves the image; by nothing keeps it; what moves out is lost."""
     image = jnp.arange(64.0).reshape(8, 8)
-    from implicitexp.problems.digits import shifted
+    from implicitexp.problems.digit_images import shifted
 
     np.testing.assert_array_equal(shifted(image, jnp.array([0.0, 0.0])), image)
     np.testing.assert_array_equal(shifted(image, jnp.array([1.0, 0.0]))[1:], image[:-1])

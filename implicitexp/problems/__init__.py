@@ -2,6 +2,7 @@
 
 from .base import AbstractProblem
 from .brachistochrone import Brachistochrone
+from .deep_equilibrium import DeepEquilibrium
 from .digits import Digits
 from .equilibrium import Equilibrium
 from .exponential import Exponential
@@ -14,6 +15,7 @@ from .ridge import Ridge
 __all__ = [
     "AbstractProblem",
     "Brachistochrone",
+    "DeepEquilibrium",
     "Digits",
     "Equilibrium",
     "Exponential",

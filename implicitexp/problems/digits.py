@@ -5,18 +5,13 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from jaxtyping import Array, Float, Int
 
-from implicitexp import data, solvers
+from implicitexp import solvers
 from implicitexp.equations import ODE
 
-from .base import AbstractProblem, array, as_number
+from .base import AbstractProblem, as_number
+from .digit_images import CLASSES, PIXELS, DigitImages, apply, classified, dense
 
-TEST_ROWS = 450
-SPLIT_SEED = 0  # of the fixed choice of test rows, which is the same for every seed of a run
-CLASSES = 10
 RESIDUAL_STEPS = 5.0  # of length 1
 
 
@@ -46,10 +41,7 @@ class Digits(AbstractProblem):
     duration: float = eqx.field(converter=as_number)  # no unit, t1 of the ODE layer
     jitter: float = eqx.field(converter=as_number)  # pixels, the largest shift of a training image, in x and in y
     noise: float = eqx.field(converter=as_number)  # of the grey values' range, standard deviation, on training images
-    train_images: Float[Array, "1347 8 8"]  # 0 (white) to 1 (black)
-    train_labels: Int[Array, "1347"]
-    test_images: Float[Array, "450 8 8"]
-    test_labels: Int[Array, "450"]
+    images: DigitImages
 
     def __init__(
         self,
@@ -62,11 +54,7 @@ class Digits(AbstractProblem):
     ):
         self.layer, self.width, self.batch_size = layer, width, batch_size
         self.duration, self.jitter, self.noise = duration, jitter, noise
-        images, labels = data.digits()
-        order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
-        test, train = order[:TEST_ROWS], order[TEST_ROWS:]
-        self.train_images, self.train_labels = array(images[train] / 16), jnp.asarray(labels[train], jnp.int32)
-        self.test_images, self.test_labels = array(images[test] / 16), jnp.asarray(labels[test], jnp.int32)
+        self.images = DigitImages()
 
     def __check_init__(self):
         if self.layer not in ("ode", "residual", "identity"):
@@ -76,98 +64,35 @@ class Digits(AbstractProblem):
 
     def init(self, key):
         keys = jax.random.split(key, 4)
-        n, pixels = self.width, self.train_images[0].size
-
-        def matrix(key, rows, columns):
-            return jax.random.normal(key, (rows, columns)) / jnp.sqrt(rows)
-
-        params = {
-            "features": {"w": matrix(keys[0], pixels, n), "b": jnp.zeros(n)},
-            "readout": {"w": matrix(keys[1], n, CLASSES), "b": jnp.zeros(CLASSES)},
-        }
+        n = self.width
+        params = {"features": dense(keys[0], PIXELS, n), "readout": dense(keys[1], n, CLASSES)}
         if self.layer != "identity":
-            params["field"] = {
-                "w1": matrix(keys[2], n, n),
-                "b1": jnp.zeros(n),
-                "w2": matrix(keys[3], n, n),
-                "b2": jnp.zeros(n),
-            }
+            first, second = dense(keys[2], n, n), dense(keys[3], n, n)
+            params["field"] = {"w1": first["w"], "b1": first["b"], "w2": second["w"], "b2": second["b"]}
         return params
 
     def batch(self, key):
         """Images drawn with replacement, shifted by up to `jitter` pixels (bilinear), with noise; and their labels."""
-        pick, shift, noise = jax.random.split(key, 3)
-        rows = jax.random.randint(pick, (self.batch_size,), 0, self.train_labels.shape[0])
-        images = self.train_images[rows]
-        shifts = jax.random.uniform(shift, (self.batch_size, 2), images.dtype, -1, 1) * self.jitter
-        images = jax.vmap(shifted)(images, shifts)
-        return images + self.noise * jax.random.normal(noise, images.shape, images.dtype), self.train_labels[rows]
+        images, labels, _ = self.images.draw(key, self.batch_size, self.jitter, self.noise)
+        return images, labels
 
     def logits(self, params, images, solve):
         """Scores (batch, 10). The batch is one state of the ODE, so that all its images share the steps."""
-        flat = images.reshape(len(images), -1)
-        h = flat @ params["features"]["w"] + params["features"]["b"]
+        h = apply(params["features"], images.reshape(len(images), -1))
         if self.layer == "ode":
             h = solve(ODE(field, h, 0.0, self.duration), params["field"]).value
         elif self.layer == "residual":
             residual = ODE(field, h, 0.0, RESIDUAL_STEPS)
             h = solve(residual, params["field"], solver=solvers.Euler(dt0=1.0, max_steps=16)).value
-        return h @ params["readout"]["w"] + params["readout"]["b"]
+        return apply(params["readout"], h)
 
     def loss(self, params, batch, solve):
         images, labels = batch
-        logits = self.logits(params, images, solve)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, {"train_accuracy": _accuracy(logits, labels)}
+        loss, accuracy = classified(self.logits(params, images, solve), labels)
+        return loss, {"train_accuracy": accuracy}
 
     def evaluate(self, params, solve):
-        logits = self.logits(params, self.test_images, solve)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, self.test_labels).mean()
-        return {"test_accuracy": _accuracy(logits, self.test_labels), "test_loss": loss}
+        return self.images.verdict(self.logits(params, self.images.test, solve))
 
     def figure(self, params, solve):
-        """The confusion matrix of the test set, and the first twelve images that are classified wrongly."""
-        from matplotlib.figure import Figure
-
-        labels = np.asarray(self.test_labels)
-        answers = np.asarray(jnp.argmax(self.logits(params, self.test_images, solve), axis=1))
-        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
-        left, right = np.ravel(figure.subfigures(1, 2, squeeze=False))
-        left.suptitle(f"Test set: {np.mean(labels == answers):.2%} of {len(labels)} images right")
-        _confusion(left.subplots(), labels, answers)
-        right.suptitle("Wrong answers (true → answer), 8 x 8 pixels")
-        wrong = np.flatnonzero(labels != answers)
-        for i, axes in enumerate(right.subplots(3, 4).flat):
-            axes.set_axis_off()
-            if i < len(wrong):
-                axes.imshow(self.test_images[wrong[i]], cmap="gray_r")
-                axes.set_title(f"{labels[wrong[i]]} → {answers[wrong[i]]}", fontsize="small")
-        return figure
-
-
-def shifted(image, shift):
-    """An image (8, 8) moved by `shift` = (rows, columns) pixels, |shift| <= 1, bilinear; white comes in at the edge."""
-    for axis in (0, 1):
-        amount = shift[axis]
-        padded = jnp.pad(image, [(1, 1) if a == axis else (0, 0) for a in (0, 1)])
-        size = image.shape[axis]
-        before = jax.lax.slice_in_dim(padded, 0, size, axis=axis)
-        after = jax.lax.slice_in_dim(padded, 2, size + 2, axis=axis)
-        weight = jnp.abs(amount)
-        image = (1 - weight) * image + weight * jnp.where(amount > 0, before, after)
-    return image
-
-
-def _accuracy(logits, labels):
-    return jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(logits.dtype))
-
-
-def _confusion(axes, labels, answers):
-    counts = np.zeros((CLASSES, CLASSES), int)
-    np.add.at(counts, (labels, answers), 1)
-    axes.imshow(counts, cmap="gray_r", norm="symlog")
-    for i, j in zip(*np.nonzero(counts), strict=True):
-        axes.text(
-            j, i, counts[i, j], ha="center", va="center", fontsize="x-small", color="0.0" if counts[i, j] < 9 else "1.0"
-        )
-    axes.set(xlabel="answer (digit)", ylabel="label (digit)", xticks=range(CLASSES), yticks=range(CLASSES))
+        return self.images.figure(self.logits(params, self.images.test, solve))
