@@ -1,4 +1,4 @@
-"""The command line, and `implicitexp.run` for Python; with `composing` the only file that knows Hydra.
+"""The command line, and `implicitexp.run` for Python; with `composing` and the launcher all that knows Hydra.
 
     argv -> Command -> Composer (every job composed and checked: nothing slow imported, nothing written)
          -> Hydra runs the job(s) -> launch.perform
@@ -23,17 +23,27 @@ from hydra.core.utils import JobReturn
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
-from implicitexp import launch, tracking
-from implicitexp.composing import CONFIG, HYDRA, Command, Composer, options_of, told, without_plus
+from implicitexp import commands, launch, tracking
+from implicitexp.composing import (
+    CONFIG,
+    HYDRA,
+    Command,
+    Composer,
+    options_of,
+    plain_launcher,
+    told,
+    without_plus,
+)
 from implicitexp.configuration import folders, manual, validation
 from implicitexp.configuration.words import suggestion
 from implicitexp.errors import ConfigError
-from implicitexp.sweeps import sweep
 from implicitexp.sweeps.rows import Ended
 
 if TYPE_CHECKING:
     from implicitexp.result import RunResult
+    from implicitexp.sweeps.sweep import Plan, Status
 
+LOCAL = "hydra_plugins.implicitexp_local.LocalLauncher"
 SHOWING = ("cfg", "info", "hydra_help", "shell_completion")  # flags that Hydra answers itself
 
 
@@ -86,14 +96,18 @@ def execute_run(command: Command, composer: Composer, composed: DictConfig) -> i
 
 def execute_sweep(command: Command, composer: Composer, checked: list[tuple[dict[str, Any], DictConfig]]) -> int:
     """Hydra runs the jobs of a sweep -> the worst exit status. Interrupted or not, it ends with a table."""
+    from implicitexp.sweeps import processes, sweep
+
     plan = planned(composer.jobs(command), checked)
+    if plain_launcher(checked[0][1]).get("_target_") == LOCAL:
+        processes.server()  # its imports and MLflow's go on side by side
     record = sweep.Record(plan)
     # One folder for all; the configuration's own has the time in its name, and would be another at each composing.
     fixed = [*command.overrides, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(str(plan.folder))}"]
     if (run_id := record.run_id()) is not None:
         fixed.append(f"++hydra.job.env_set.{tracking.PARENT}={quoted(run_id)}")
     done: list[JobReturn] = []
-    status: sweep.Status = "failed"
+    status: Status = "failed"
     hydra = Hydra.create_main_hydra2("implicitexp", composer.search_path)
     try:
         with told(), folders.none_left_empty(plan.folder) as used:
@@ -110,8 +124,10 @@ def execute_sweep(command: Command, composer: Composer, checked: list[tuple[dict
         sweep.finish(plan, record, plan.jobs([one.return_value for one in done]), status)
 
 
-def planned(overrides: list[list[str]], checked: list[tuple[dict[str, Any], DictConfig]]) -> sweep.Plan:
+def planned(overrides: list[list[str]], checked: list[tuple[dict[str, Any], DictConfig]]) -> "Plan":
     """What is known of a sweep before it starts."""
+    from implicitexp.sweeps.sweep import Plan
+
     config, first = checked[0]
     folder = Path(str(first.hydra.sweep.dir)).absolute()
     jobs = []
@@ -121,7 +137,7 @@ def planned(overrides: list[list[str]], checked: list[tuple[dict[str, Any], Dict
         jobs.append(folder / str(composed.hydra.sweep.subdir))
     problems = list(dict.fromkeys(str(composed.hydra.runtime.choices.get("problem")) for _, composed in checked))
     tracked = all(one["tracker"] == config["tracker"] for one, _ in checked)
-    return sweep.Plan(overrides, folder, jobs, config, problems, tracked)
+    return Plan(overrides, folder, jobs, config, problems, tracked)
 
 
 def quoted(text: str) -> str:
@@ -149,6 +165,11 @@ def dispatch(argv: list[str]) -> int:
     """What the command line asks for -> exit status. **Raises** `ConfigError`."""
     if (answered := manual.answer(argv)) is not None:
         return answered
+    if argv[:1] in (["list"], ["check"]):
+        return (commands.listing if argv[0] == "list" else commands.check)(argv[1:])
+    if argv[:1] == ["show"]:
+        command, composer = prepared(argv[1:])
+        return commands.show(composer, composer.jobs(command)[0], manual.config_dir(argv))
     command, composer = prepared(argv)
     if command.flags.cfg:
         composer.checked_jobs(command)

@@ -20,7 +20,11 @@ implicitexp: which gradient of a solver inside a model can be trusted, how far, 
   python -m implicitexp problem=ode_lotka_volterra gradient=adjoint optimizer=lbfgs precision=float64
   python -m implicitexp problem=ode_lotka_volterra task=compare           every strategy on the same problem
   python -m implicitexp -m problem=root_kepler,fixed_point_ridge gradient=unroll,implicit,adjoint
+  python -m implicitexp -m experiment=compare_all hydra/launcher=local    every problem x every strategy, on all cores
   python -m implicitexp --config-dir my_conf problem=kepler               a problem of your own, in my_conf/problem/
+  implicitexp list [problems|strategies|solvers|optimizers|schedules]     names, kinds of equation, a line each
+  implicitexp show problem=NAME [...]                                     the configuration that would run, with comments
+  implicitexp check my_module.MyProblem [FIELD=VALUE ...]                 whether a problem of your own keeps its promises
   implicitexp dashboard [tracker.uri=URI] [port=5000] [host=127.0.0.1]    look at the record
 """
 TITLES = {
@@ -36,7 +40,8 @@ TITLES = {
 FLAGS = """\
 Flags
   --config-dir DIR  a folder of your own YAML files: DIR/problem/NAME.yaml and so on
-  -m                a sweep: one run for each combination of values that are separated by commas
+  -m                a sweep: one run for each combination of values that are separated by commas, and one table over them;
+                    hydra/launcher=local runs them in processes of their own, on all cores (hydra.launcher.n_jobs=N: on N)
   --cfg job         print the configuration, with every key that can be set, instead of running it
   --info, --hydra-help, -sc install=bash    Hydra's own: where the configuration comes from, more flags, completion
 
