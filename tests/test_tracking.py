@@ -107,12 +107,12 @@ def test_what_is_logged_is_read_back(store: str, tmp_path: Path) -> None:
     assert sorted(run["files"]) == ["figures", "loss.png"]
     assert run["artifact_uri"].startswith(f"file://{Path(store.removeprefix('sqlite:///')).parent}/artifacts/")
     assert pipe.shared_process() is pipe.shared_process()
-    assert "jaxlib" not in Path(f"/proc/{pipe.shared_process().popen.pid}/maps").read_text()
+    assert "jaxlib" not in Path(f"/proc/{pipe.shared_process().end.popen.pid}/maps").read_text()
 
 
 def test_the_trainer_never_waits_for_the_pipe(store: str) -> None:
     tracker = tracking.open_tracker({"uri": store, "experiment": "other"})
-    process = pipe.shared_process().popen
+    process = pipe.shared_process().end.popen
     process.send_signal(signal.SIGSTOP)
     try:
         start = time.monotonic()

@@ -49,7 +49,9 @@ class Record:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.tracker = tracking.open_tracker(plan.config["tracker"] if plan.tracked else None)
+        node = plan.config["tracker"] if plan.tracked else None
+        self.shared = tracking.share() if node else None
+        self.tracker = tracking.open_tracker(node)
         experiment = plan.problems[0] if len(plan.problems) == 1 else "sweeps"
         settings = [settings_of(one) for one in plan.overrides]
         names = dict.fromkeys(name for one in settings for name in one)
@@ -57,9 +59,11 @@ class Record:
         tags = {"task": "sweep", "folder": str(plan.folder)}
         self.parent = self.tracker.start(experiment, plan.title, params, tags)
 
-    def run_id(self) -> str | None:
-        """MLflow's id of the run, which exists then, as does its store. None: no MLflow, or out of reach."""
-        return self.tracker.close(SECONDS_FOR_TRACKER).runs.get(self.parent.key)
+    def environment(self) -> dict[str, str]:
+        """What tells the jobs to nest their runs in this one, which exists then, as does its store; nothing without
+        MLflow."""
+        run_id = self.tracker.close(SECONDS_FOR_TRACKER).runs.get(self.parent.key)
+        return tracking.for_children(run_id, self.shared)
 
     def finish(
         self, note: str, files: list[Path], status: Status, metrics: dict[str, float]

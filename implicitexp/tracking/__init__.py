@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from implicitexp.errors import ConfigError
-from implicitexp.tracking.pipe import Message, Process, shared_process
+from implicitexp.tracking.pipe import SHARED, Message, Process, shared_process
+from implicitexp.tracking.pipe import share as share
 
 DEFAULT_URI = "sqlite:///runs/mlflow.db"
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")  # a driver may follow: postgresql+psycopg2
@@ -139,6 +140,12 @@ def open_tracker(node: dict[str, Any] | None) -> AbstractTracker:
         return NullTracker()
     uri = absolute_uri(node.get("uri"))
     return MLflowTracker(shared_process(), uri, node.get("experiment"), node.get("tags") or {})
+
+
+def for_children(run_id: str | None, shared: Path | None) -> dict[str, str]:
+    """The environment of processes whose runs are to be nested in this one, and recorded by this process's MLflow."""
+    found = {PARENT: run_id, SHARED: None if shared is None else str(shared)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def absolute_uri(uri: str | None) -> str:

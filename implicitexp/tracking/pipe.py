@@ -5,6 +5,8 @@ import contextlib
 import json
 import os
 import queue
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,25 +16,69 @@ from typing import Any
 
 MODULE = "implicitexp.tracking.process"
 ROOT = Path(__file__).parents[2]  # where the package is found, installed or not
+SHARED = (
+    "IMPLICITEXP_MLFLOW"  # in the environment: the socket of another process's MLflow process, which takes our runs too
+)
 LAST_WORDS = 2.0  # s, at the interpreter's exit, for messages that are still on their way into the pipe
 
 Message = dict[str, Any]
 
 
-class Process:
-    """MLflow's process, seen from ours. All methods return at once but `flush`."""
+class Spawned:
+    """A process of our own. `shared`: a socket at which it listens to other processes as well."""
 
-    def __init__(self):
-        self.owner = os.getpid()
+    def __init__(self, shared: Path | None = None):
         # A file, since a pipe that nobody reads would block its writer.
         self.complaints = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process
         # Its own session: Ctrl-C in a terminal is for the trainer, who then says how the run ended.
         # -P: a folder called mlflow in the working directory is not MLflow.
         self.popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", MODULE],
+            [sys.executable, "-P", "-m", MODULE, *([str(shared)] if shared else [])],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.complaints, text=True, encoding="utf-8",
             env=environment(), start_new_session=True,
         )  # fmt: skip
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        self.messages, self.answers = self.popen.stdin, self.popen.stdout
+
+    def hang_up(self) -> None:
+        """No more messages."""
+        self.messages.close()
+
+    def last_words(self) -> str:
+        """Why it ended, once it has."""
+        status = self.popen.wait()
+        with self.complaints:
+            self.complaints.seek(0)
+            lines = self.complaints.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else f"exit status {status}"
+
+
+class Connected:
+    """The process of somebody else, of the sweep that we are a job of say: MLflow's import takes longer than many a job."""
+
+    def __init__(self, path: str):
+        """**Raises** `OSError` where nobody listens."""
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(path)
+        self.messages = self.socket.makefile("w", encoding="utf-8")
+        self.answers = self.socket.makefile("r", encoding="utf-8")
+
+    def hang_up(self) -> None:
+        """No more messages."""
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def last_words(self) -> str:
+        """Why it ended, once it has."""
+        return "the process that keeps MLflow for this sweep is gone"
+
+
+class Process:
+    """MLflow's process, seen from ours. All methods return at once but `flush`."""
+
+    def __init__(self, end: Spawned | Connected | None = None):
+        self.owner = os.getpid()
+        self.end = end or Spawned()
         self.outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.runs: dict[str, Message] = {}
         self.news = threading.Condition()
@@ -69,25 +115,21 @@ class Process:
         self.writer.join(LAST_WORDS)
 
     def _write(self) -> None:
-        assert self.popen.stdin is not None
         # The process may be gone, which the listener reports; then messages go nowhere, instead of into memory.
         while (message := self.outbox.get()) is not None:
             with contextlib.suppress(OSError, ValueError):
-                self.popen.stdin.write(json.dumps(message) + "\n")
-                self.popen.stdin.flush()
+                self.end.messages.write(json.dumps(message) + "\n")
+                self.end.messages.flush()
         with contextlib.suppress(OSError):
-            self.popen.stdin.close()
+            self.end.hang_up()
 
     def _listen(self) -> None:
-        assert self.popen.stdout is not None
-        with self.popen.stdout as answers:
+        with self.end.answers as answers, contextlib.suppress(OSError):
             for line in answers:
                 self._hear(json.loads(line))
-        status = self.popen.wait()
-        with self.complaints, self.news:
-            self.complaints.seek(0)
-            lines = self.complaints.read().decode(errors="replace").strip().splitlines()
-            self.gone = lines[-1][:300] if lines else f"exit status {status}"
+        gone = self.end.last_words()
+        with self.news:
+            self.gone = gone
             self.news.notify_all()
 
     def _hear(self, answer: Message) -> None:
@@ -111,6 +153,23 @@ _shared: list[Process] = []  # the one of this process, started by the first tra
 def shared_process() -> Process:
     """One MLflow process for all runs of this process, one after the other or at once; a fork needs its own."""
     if not _shared or _shared[0].gone is not None or _shared[0].owner != os.getpid():
-        _shared[:] = [Process()]
+        _shared[:] = [Process(_connected())]
         atexit.register(_shared[0].farewell)
     return _shared[0]
+
+
+def _connected() -> Connected | None:
+    """The process that somebody shares with us; None where nobody does, as on another machine."""
+    path = os.environ.get(SHARED)
+    with contextlib.suppress(OSError):
+        return Connected(path) if path else None
+    return None
+
+
+def share() -> Path:
+    """Start the one MLflow process of this process, for its children too -> the socket that SHARED is to name."""
+    folder = Path(tempfile.mkdtemp(prefix="implicitexp-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _shared[:] = [Process(Spawned(folder / "mlflow"))]
+    atexit.register(_shared[0].farewell)
+    return folder / "mlflow"

@@ -8,7 +8,8 @@
 
 and standard output {"run", "run_id", "experiment_id"}, {"flushed": token, "waiting", "warnings"}. `run` is the
 sender's own name of a run; times are milliseconds since 1970. The end of the input ends every open run as KILLED:
-so a training process that was shot leaves no run that seems to go on for ever.
+so a training process that was shot leaves no run that seems to go on for ever. An argument is the path of a socket, through
+which other processes, the jobs of a sweep, say the same, each with runs and an end of its own.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
@@ -124,6 +126,25 @@ def serve(lines: IO[str], answers: IO[str]) -> None:
         keeper.take(message)
 
 
+def listen(path: str) -> None:
+    """Serve whoever connects to this socket."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        while True:
+            connection, _ = server.accept()
+            threading.Thread(target=serve_connection, args=(connection,)).start()  # outlives standard input
+
+
+def serve_connection(connection: socket.socket) -> None:
+    """As standard input and output."""
+    with connection, connection.makefile("r", encoding="utf-8") as lines:
+        answers = connection.makefile("w", encoding="utf-8")
+        serve(lines, answers)
+        with contextlib.suppress(OSError):
+            answers.close()
+
+
 def main() -> None:
     # Ctrl-C and a batch system's SIGTERM reach the trainer too, whose last words are to be heard.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -132,6 +153,8 @@ def main() -> None:
         os.environ.setdefault(name, value)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever MLflow prints is not an answer
+    for path in sys.argv[1:]:
+        threading.Thread(target=listen, args=(path,), daemon=True).start()
     serve(sys.stdin, answers)
 
 
