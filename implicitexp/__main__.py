@@ -23,7 +23,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
-from implicitexp import commands, launch, tracking
+from implicitexp import commands, launch
 from implicitexp.composing import (
     CONFIG,
     HYDRA,
@@ -104,8 +104,7 @@ def execute_sweep(command: Command, composer: Composer, checked: list[tuple[dict
     record = sweep.Record(plan)
     # One folder for all; the configuration's own has the time in its name, and would be another at each composing.
     fixed = [*command.overrides, "hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(str(plan.folder))}"]
-    if (run_id := record.run_id()) is not None:
-        fixed.append(f"++hydra.job.env_set.{tracking.PARENT}={quoted(run_id)}")
+    fixed += [f"++hydra.job.env_set.{name}={quoted(value)}" for name, value in record.environment().items()]
     done: list[JobReturn] = []
     status: Status = "failed"
     hydra = Hydra.create_main_hydra2("implicitexp", composer.search_path)
