@@ -71,6 +71,8 @@ def prepared(
         else:
             found = found or made
     if found is None:
+        if len(set(refused.values())) == 1:  # it is the solver that cannot work
+            raise ConfigError(next(iter(refused.values())))
         raise ConfigError("; ".join(f"{label}: {why}" for label, why in refused.items()))
     return *found, refused
 

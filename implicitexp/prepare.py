@@ -115,7 +115,7 @@ def check_loss(problem: AbstractProblem, params: PyTree, batch: PyTree) -> None:
 
 def check_pairs(experiment: Experiment, params: PyTree, batch: PyTree) -> None:
     """Solver and strategy fit the kinds of equation that the loss solves, which are found by tracing it."""
-    found = tracing.uses(experiment.problem, params, batch)
+    found = tracing.uses(experiment.problem, params, batch, experiment.solver)
     kinds = {use.kind for use in found if use.pinned is None}
     taken = solvers.kinds_of(experiment.solver)
     if kinds and taken != KINDS and not kinds & set(taken):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from implicitexp import solving
+from implicitexp import solvers, solving
 from implicitexp.equations import AbstractEquation, Solution
 from implicitexp.strategies.base import Call, differentiable
 
@@ -23,23 +23,27 @@ class Use(NamedTuple):
     nested: bool
 
 
-def uses(problem: Any, params: PyTree, batch: PyTree = None) -> list[Use]:
-    """The equations of `problem.loss`, in the order in which it solves them; nothing is computed."""
+def uses(problem: Any, params: PyTree, batch: PyTree = None, solver: Any = None) -> list[Use]:
+    """The equations of `problem.loss`, in the order in which it solves them; nothing is computed.
+
+    **Raises** `Unsupported` where one of them is of the kind of `solver`, and this method cannot solve it.
+    """
     found: list[Use] = []
-    jax.eval_shape(lambda p, b: problem.loss(p, b, Recorder(found)), params, batch)
+    jax.eval_shape(lambda p, b: problem.loss(p, b, Recorder(found, solver)), params, batch)
     return found
 
 
 class Recorder:
     """A `solve` that writes down what it is asked for and returns zeros of the right shape."""
 
-    def __init__(self, found: list[Use]):
-        self.found = found
+    def __init__(self, found: list[Use], solver: Any = None):
+        self.found, self.solver = found, solver
 
     def __call__(self, equation: AbstractEquation, args: PyTree = None, *, solver: Any = None) -> Solution:
         nested = solving.is_inside_equation()
         place = len(self.found)
         equation, args = solving.canonical(equation, args)
+        solvers.for_kind(self.solver if solver is None else solver, equation.kind).check(equation, args)
         call = Call(equation, args, None)
         value = shape_of_value(equation, args)
         marks = zip(jax.tree.leaves(call), differentiable(call), strict=True)

@@ -57,8 +57,8 @@ OF_A_SOLVER = [  # once each, with the cheapest strategy
             solvers.Heun(rtol=1e-5, atol=1e-5, max_steps=500),
             solvers.Midpoint(rtol=1e-5, atol=1e-5, max_steps=500),
             solvers.Dopri5(max_steps=200),
-            solvers.Kvaerno3(rtol=1e-6, atol=1e-6, max_steps=200),
-            solvers.ImplicitEuler(rtol=1e-3, atol=1e-3, max_steps=200),
+            solvers.Kvaerno3(rtol=1e-5, atol=1e-5, max_steps=500),
+            solvers.ImplicitEuler(rtol=1e-3, atol=1e-3, max_steps=500),
         )
     ),
     *(

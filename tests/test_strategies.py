@@ -5,6 +5,7 @@ value it closes over, y0, t0, t1, limits. A strategy that dropped one of them wo
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -161,7 +162,7 @@ def test_single_precision(kind):
 
 
 # Those that stop a factor short of their tolerance's accuracy get a tighter one in float64.
-TIGHT = {"rtol": 1e-10, "atol": 1e-10}
+TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 FIRST_ORDER = 1e-3  # the step, 1e-4 (or what a tolerance of 1e-8 makes of it), times what the derivatives add
 SECOND_ORDER = 5e-6  # the square of the step, 1e-3, times the same
 SOLVERS = [  # case, solver, and its bound in float64 where it is not the one of its kind

@@ -237,11 +237,14 @@ class GaussWalk(eqx.Module):
         target = jnp.maximum(w.s - w.dt, stop)
         target = jnp.where(target - stop < 0.1 * w.dt, stop, target)  # no crumb of a step before the stop
         new, error, info, stepper, result = method.step(term, -w.s, -target, w.adjoint, None, w.stepper, w.jumped)
-        if isinstance(controller, dfx.ConstantStepSize):  # its own count of steps knows nothing of the stops
+        order = method.error_order(term)
+        if order is None or isinstance(
+            controller, dfx.ConstantStepSize
+        ):  # its own count of steps knows nothing of the stops
             keep, dt, state = jnp.array(True), w.dt, w.controller
         else:
             keep, t0, t1, _, state, _ = controller.adapt_step_size(
-                -w.s, -target, w.adjoint, new, None, error, method.error_order(term), w.controller
+                -w.s, -target, w.adjoint, new, None, error, order, w.controller
             )
             # A step cut short by a stop says little about the next: it does not shrink the proposal.
             dt = jnp.where(keep & (w.s - target < w.dt), jnp.maximum(t1 - t0, w.dt), t1 - t0)
@@ -266,7 +269,8 @@ class GaussWalk(eqx.Module):
 
     def _add_integral(self, w: _Walker, target: Array, z: Any, path: Any) -> list[Array]:
         """The integral of (dF/dtheta)^T lambda over a step, by Gauss-Legendre nodes."""
-        nodes, weights = gauss_legendre(self._method(w.adjoint).order(self._forward), w.s.dtype)
+        stepper: Any = self._method(w.adjoint)
+        nodes, weights = gauss_legendre(stepper.order(self._forward), w.s.dtype)
         width = w.s - target
 
         def integrand(s):

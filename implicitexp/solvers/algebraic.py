@@ -151,7 +151,7 @@ class Bisection(AbstractIteration):
     }
 
     def method(self, rtol, atol):
-        return QuietBisection(optx.Bisection(rtol, atol, flip=False))
+        return QuietBisection(rtol, atol)
 
     def check(self, equation, args):
         if equation.bounds is None:

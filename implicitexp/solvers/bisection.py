@@ -12,21 +12,18 @@ from jaxtyping import Array, Bool, PyTree, Scalar
 class QuietBisection(optx.AbstractRootFinder):
     """Bisection that finds out by itself whether fn rises or falls, and never converges where it has no root.
 
-    `inner` is `optx.Bisection(rtol, atol, flip=False)`: asked to detect the direction itself, Optimistix raises at run
-    time if the ends have the same sign, and takes a root exactly at an end for none. Like it, this needs
-    `options={"lower": ..., "upper": ...}`. A start outside the interval is moved to its end.
+    Asked to detect the direction itself, `optx.Bisection` raises at run time if the ends have the same sign, and takes a
+    root exactly at an end for none. Like it, this needs `options={"lower": ..., "upper": ...}`. A start outside the
+    interval is moved to its end.
     """
 
-    inner: optx.Bisection
+    rtol: Any
+    atol: Any
     norm: ClassVar[Callable[[PyTree], Scalar]] = jnp.abs
 
     @property
-    def rtol(self):
-        return self.inner.rtol
-
-    @property
-    def atol(self):
-        return self.inner.atol
+    def inner(self) -> optx.Bisection:
+        return optx.Bisection(self.rtol, self.atol, flip=False)
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags) -> Any:
         state = self.inner.init(fn, y, args, options, f_struct, aux_struct, tags)

@@ -75,8 +75,8 @@ class Leapfrog(AbstractFixedStep):
     def check(self, equation, args):
         if not (isinstance(equation.y0, tuple) and len(equation.y0) == 2):
             raise Unsupported(
-                f"Leapfrog integrates a pair: y0 = (q, p), and the field returns (dq/dt, dp/dt), but y0 is "
-                f"{jax.tree.structure(equation.y0)}; use Tsit5, or FixedStep for fixed steps."
+                "Leapfrog integrates a pair: y0 = (q, p), and the field returns (dq/dt, dp/dt), but this y0 is no pair; "
+                "use Tsit5, or FixedStep for fixed steps."
             )
         for half, (of, on) in enumerate([("dq/dt", "q"), ("dp/dt", "p")]):
             if _moves(equation, args, half):

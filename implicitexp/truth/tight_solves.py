@@ -59,7 +59,7 @@ class Continuous(AbstractPlan):
         return tight_algebraic(equation, configured, tolerance, nudge), Implicit(rtol=tolerance, atol=tolerance)
 
     def pinned(self, solver):
-        return WrittenOut(solver), Unroll()
+        return WrittenOut(fixed=solver), Unroll()
 
 
 class Discrete(AbstractPlan):
