@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from implicitexp import notebook
 from implicitexp.cost import Cost, measure_cost
 from implicitexp.notation import format_error as format_error
 from implicitexp.reference import FLAT_LIMIT, Referee, Reference, ReferenceSettings
@@ -77,6 +78,9 @@ class GradientCheck:
             f"program error     {format_number(self.program_error)}",
         ]
         return "\n".join(lines + ([f"remark            {self.remark}"] if self.remark else []))
+
+    def _repr_html_(self) -> str:
+        return notebook.facts("gradient", str(self))
 
 
 def judge(
@@ -207,6 +211,9 @@ class CheckReport:
 
     def __str__(self) -> str:
         return f"{self.check}\nreference         {self.reference.how} ({self.reference.seconds:.1f} s)\n{self.cost}"
+
+    def _repr_html_(self) -> str:
+        return notebook.facts("gradient", str(self))
 
 
 def check_gradient(

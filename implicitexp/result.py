@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 from jaxtyping import PyTree
 
-from implicitexp import record, solvers, tracing
+from implicitexp import notebook, record, solvers, tracing
+from implicitexp.notation import format_error
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,26 @@ class RunResult:
         content = self.__dict__.get("content", {})
         if name in content:
             return content[name]
+        if name.startswith("_"):
+            raise AttributeError(name)
         raise AttributeError(f"a result has no {name!r}; it has {', '.join(content)}.")
+
+    def _repr_html_(self) -> str:
+        title = f"{self.content['problem']}: {self.content['status']}, in {self.folder}"
+        if "strategies" in self.content:
+            rows = [(row["gradient"]["name"], _error(row["gradient_check"])) for row in self.content["strategies"]]
+            return notebook.table(title, rows, ("gradient", "relative error")) + notebook.image(
+                self.folder / "compare.png"
+            )
+        loss, checks = self.content["loss"], self.content["gradient_check"]
+        rows = [("loss", f"{loss['first']:.4g} → {loss['last']:.4g}")] if loss["first"] is not None else []
+        rows += [(f"gradient error, {when}", _error(check)) for when, check in checks.items()]
+        rows += [(name, f"{value:.4g}") for name, value in self.content["metrics"].items()]
+        return notebook.table(title, rows) + notebook.image(self.folder / "run.png")
+
+
+def _error(check: dict[str, Any] | None) -> str:
+    return format_error(check["relative_error"], check["uncertainty"]) if check else "-"
 
 
 def header(settings: "Settings", status: str, steps: int, error: dict[str, Any] | None) -> dict[str, Any]:

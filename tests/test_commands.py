@@ -48,3 +48,15 @@ def test_show_is_the_resolved_configuration_with_the_files_comments(capsys):
 def test_show_refuses_what_a_run_refuses():
     with pytest.raises(ConfigError, match="did you mean ode"):
         cli.dispatch(["show", "problem=odee"])
+
+
+def test_results_show_themselves_in_a_notebook(tmp_path):
+    """As tables of text that is escaped, with the figure inside the page."""
+    from runs import a_run
+
+    result = a_run(tmp_path / "<run>", steps=3, check_every=3)
+    page = result._repr_html_()
+    assert "gradient error, last" in page
+    assert "&lt;run&gt;" in page
+    assert "<run>" not in page
+    assert 'src="data:image/png;base64,' in page
