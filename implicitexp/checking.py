@@ -57,7 +57,7 @@ class Checker:
         self.experiment, self.key, self.referee = experiment, key, referee
         self.alone = dataclasses.replace(experiment, mesh=None)  # what judges is not shared among devices
         self._batch = eqx.filter_jit(batch_at)
-        self.memory: PyTree = None  # what the problem remembers at the update that is examined; None: nothing yet
+        self.memory: PyTree = experiment.problem.memory()  # what is remembered at the update that is examined
         self._compiled: Any = None
         self.compile_seconds = 0.0
 
