@@ -7,10 +7,12 @@ Exit status 0: done; 1: a run failed; 2: the configuration is wrong; 130, 143: i
 """
 
 import argparse
+import dataclasses
 import os
 import signal
 import sys
 import time
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +122,7 @@ def execute_sweep(command: Command, composer: Composer, checked: list[tuple[dict
         raise
     finally:
         GlobalHydra.instance().clear()
+        plan = as_done(plan, done)
         sweep.finish(plan, record, plan.jobs([one.return_value for one in done]), status)
 
 
@@ -137,6 +140,16 @@ def planned(overrides: list[list[str]], checked: list[tuple[dict[str, Any], Dict
     problems = list(dict.fromkeys(str(composed.hydra.runtime.choices.get("problem")) for _, composed in checked))
     tracked = all(one["tracker"] == config["tracker"] for one, _ in checked)
     return Plan(overrides, folder, jobs, config, problems, tracked)
+
+
+def as_done(plan: "Plan", done: list[JobReturn]) -> "Plan":
+    """The folders that Hydra gave the jobs, and the jobs that a sweeper of somebody else's made up."""
+    folders = [Path(str(one.hydra_cfg.hydra.runtime.output_dir)) if one.hydra_cfg else None for one in done]
+    known = [found or planned for found, planned in zip_longest(folders, plan.folders) if found or planned]
+    overrides = plan.overrides
+    if len(done) > len(overrides):
+        overrides = [list(one.overrides or []) for one in done]
+    return dataclasses.replace(plan, folders=known, overrides=overrides)
 
 
 def quoted(text: str) -> str:

@@ -92,7 +92,8 @@ def rows_of_job(job: Job) -> list[Row]:
         return [Row(job.number, job.keys, "died", job.folder, job.ended.died)]
     if content is None:
         status = WORDS.get(job.ended.status, "failed") if job.ended else "killed"
-        return [Row(job.number, job.keys, status, job.folder, "it left no result.json")]
+        remark = "its configuration was refused when it was built" if status == "refused" else "it left no result.json"
+        return [Row(job.number, job.keys, status, job.folder, remark)]
     if content.get("strategies"):
         return [_of_strategy(job, content, strategy) for strategy in content["strategies"]]
     return [_of_training(job, content)]
@@ -147,12 +148,12 @@ def _count(params: Any) -> int | None:
     return params.get("size") if isinstance(params, dict) else len(params) if isinstance(params, list) else None
 
 
-def order(row: Row, sort_by: str) -> tuple[float, int]:
-    """The smallest first, what is not known last. An error counts with its uncertainty, as in a comparison."""
+def order(row: Row, sort_by: str) -> tuple[bool, float, int]:
+    """What finished before what did not, the smallest first. An error counts with its uncertainty, as in a comparison."""
     value = row.job if sort_by == "job" else getattr(row, sort_by)
     if sort_by == "gradient_error" and value is not None:
         value += row.uncertainty or 0.0
-    return (math.inf if value is None else float(value), row.job)
+    return (sort_by != "job" and row.status != "finished", math.inf if value is None else float(value), row.job)
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> Path:
