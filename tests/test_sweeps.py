@@ -69,7 +69,8 @@ def test_the_table_over_trainings(tmp_path):
     assert rows.matrix(found) is None
     means = tables.seed_cells(found)
     assert means is not None
-    assert [line[:3] for line in means[1]] == [["ode", "2", "0.15 ± 0.07"]]
+    assert (means[0], means[1][:2]) == (["", "ode"], [["seeds", "2"], ["loss", "0.15 ± 0.07"]])
+    assert "at the end" not in tables.fitting(found, 80)[0]
     note = tables.markdown_sweep("Sweep", found, "gradient_error")
     assert (
         "2 of 5 rows finished; first by gradient_error: layer=ode, seed=1, gradient error < 2e-09"

@@ -18,6 +18,7 @@ MOST_PANELS = 8
 ROW_HEIGHT = 0.28  # inches
 DARK = 0.55  # part of the shades, above which text is white
 LEAST_SPAN = 2.0  # decades from white to black, so that little differences stay pale
+DECADE = 10.0  # between the least and the largest value, below which a logarithmic axis has no two labels
 DPI = 120
 
 
@@ -108,7 +109,7 @@ def _panel(axes: Any, quantity: Quantity, lines: Sequence[tuple[str, list[Row]]]
     from implicitexp.figures import plain_powers
 
     known = [x for _, group in lines for x in map(quantity.of, group) if x is not None]
-    logarithmic = quantity.logarithmic and bool(known) and min(known) > 0
+    logarithmic = quantity.logarithmic and bool(known) and 0 < DECADE * min(known) < max(known)
     axes.set(xlabel=quantity.name, xscale="log" if logarithmic else "linear")
     for i, (_, group) in enumerate(lines):
         values = [x for x in map(quantity.of, group) if x is not None]

@@ -14,6 +14,8 @@ from implicitexp.sweeps.rows import Matrix, Row, all_keys, all_metrics, matrix, 
 
 WIDTH = 120  # where no terminal gives one
 MOST_METRICS = 2  # of what `evaluate` gave, where there is room for them; sweep.csv has all
+SPARE = ("at the end", "MiB")  # columns that a narrow table does without
+MOST_COLUMNS = 5  # of a table of means, above which combinations of keys are rows
 MIB = 2**20
 
 
@@ -69,6 +71,12 @@ def cells(rows: Sequence[Row], most_metrics: int = MOST_METRICS) -> Table_:
     return list(kept), [list(row) for row in zip(*kept.values(), strict=True)]
 
 
+def without(table: Table_, names: Sequence[str]) -> Table_:
+    """The table without these columns."""
+    kept = [i for i, name in enumerate(table[0]) if name not in names]
+    return [table[0][i] for i in kept], [[row[i] for i in kept] for row in table[1]]
+
+
 def error_text(row: Row) -> str:
     """The gradient's error with its uncertainty; the absolute one where the true gradient is zero."""
     if row.gradient_error is None and row.absolute_error is not None:
@@ -98,17 +106,20 @@ def ratio(row: Row) -> float | None:
 
 
 def seed_cells(rows: Sequence[Row]) -> Table_ | None:
-    """Mean and standard deviation over the seeds, a row for each combination of the other keys; None without seeds."""
+    """Mean and standard deviation over the seeds for each combination of the other keys; None without seeds."""
     groups = [
         (label, done) for label, group in over_seeds(rows) if (done := [r for r in group if r.status == "finished"])
     ]
     if not groups:
         return None
-    shown = quantities(rows)
-    return ["", "seeds", *(quantity.name for quantity in shown)], [
-        [label, str(len(group)), *(mean_text([quantity.of(row) for row in group]) for quantity in shown)]
-        for label, group in groups
+    lines = [["", *(label for label, _ in groups)], ["seeds", *(str(len(group)) for _, group in groups)]]
+    lines += [
+        [quantity.name, *(mean_text([quantity.of(row) for row in group]) for _, group in groups)]
+        for quantity in quantities(rows)
     ]
+    if len(groups) > MOST_COLUMNS:
+        lines = [list(column) for column in zip(*lines, strict=True)]
+    return lines[0], lines[1:]
 
 
 def mean_text(values: Sequence[float | int | None]) -> str:
@@ -116,7 +127,7 @@ def mean_text(values: Sequence[float | int | None]) -> str:
     if not known:
         return "-"
     mean, spread = statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else math.nan
-    return short(mean) if not spread > 0 else f"{short(mean)} ± {spread:.1g}"
+    return short(mean) if not spread > 0 else f"{short(mean)} ± {float(f'{spread:.1g}'):g}"
 
 
 def short(value: float | int | None) -> str:
@@ -143,13 +154,13 @@ CAPTIONS = (
 
 
 def fitting(rows: Sequence[Row], width: int) -> Table_:
-    """The one table with as many metrics as this width has room for."""
-    for most in range(MOST_METRICS, 0, -1):
-        names, body = cells(rows, most)
+    """The one table with as many columns as this width has room for."""
+    for most, left_out in ((MOST_METRICS, ()), (1, ()), (1, SPARE[:1]), (1, SPARE)):
+        names, body = without(cells(rows, most), left_out)
         widths = [max(map(len, [*name.split(), *column])) for name, *column in zip(names, *body, strict=True)]
         if sum(widths) + 3 * len(widths) + 1 <= width:
             return names, body
-    return cells(rows, 0)
+    return without(cells(rows, 0), SPARE)
 
 
 def tables(rows: Sequence[Row], width: int = 10 * WIDTH) -> list[tuple[str, Table_]]:
