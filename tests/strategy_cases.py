@@ -107,13 +107,13 @@ def bracketed(p):
     closed = p["closed"]
 
     def fn(weight, y, args):
-        return y**3 - closed * jnp.sum(args) - weight
+        return y**2 - closed * jnp.sum(args) - weight
 
     return Root(Held(p["held"], fn), 1.0, bounds=(0.0, 3.0)), p["args"]
 
 
 def bracketed_exact(p):
-    return jnp.cbrt(p["closed"] * jnp.sum(p["args"]) + p["held"])
+    return jnp.sqrt(p["closed"] * jnp.sum(p["args"]) + p["held"])
 
 
 def pair(p):

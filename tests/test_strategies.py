@@ -170,7 +170,7 @@ SOLVERS = [  # case, solver, and its bound in float64 where it is not the one of
     (CASES["root"], solvers.Dogleg(), STEPPED),
     (CASES["root"], solvers.Chord(**TIGHT), STEPPED),
     (CASES["root"], solvers.LevenbergMarquardt(), SOLVED),
-    (BRACKETED, solvers.Bisection(**TIGHT), SOLVED),
+    (BRACKETED, solvers.Bisection(**TIGHT), ITERATED),
     (CASES["fixed_point"], solvers.Picard(**TIGHT), STEPPED),
     (CASES["fixed_point"], solvers.Picard(damping=0.7, **TIGHT), STEPPED),
     (CASES["fixed_point"], solvers.Anderson(), ITERATED),

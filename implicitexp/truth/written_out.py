@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import diffrax as dfx
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from implicitexp.solvers import AbstractFixedStep, Euler, Leapfrog
+from implicitexp.solvers import AbstractFixedStep, Leapfrog
 from implicitexp.solvers.base import AbstractSolver, Loop, NotConverged
 from implicitexp.solvers.base import stats as statistics
 
@@ -61,7 +62,7 @@ def one_step(fixed: AbstractFixedStep, slope: Slope, t: Array, end: Array, y: Py
     """-> the state at `end`, and what interpolates between."""
     h = end - t
     stepper: Any = fixed.stepper(y)
-    if isinstance(fixed, Euler):
+    if isinstance(stepper, dfx.Euler):  # it has no tableau
         after = _plus(y, (1.0,), [slope(t, y)], h)
         return after, stepper.interpolation_cls(t0=t, t1=end, y0=y, y1=after)
     after, slopes = leapfrog(slope, t, h, y) if isinstance(fixed, Leapfrog) else runge_kutta(stepper, slope, t, h, y)
