@@ -14,6 +14,8 @@ PROBLEMS = [
     ("ode_lotka_volterra", ()),
     ("ode_exponential", ()),
     ("ode_equilibrium", ()),
+    ("ode_robertson", ()),
+    ("root", ()),
     ("root_kepler", ()),
     ("fixed_point_ridge", ()),
     ("fixed_point", ("problem.width=8", "problem.batch_size=16")),

@@ -1,5 +1,7 @@
 """The problems: each reaches its goal with the defaults of its YAML, and its closed form is right."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -277,9 +279,13 @@ def test_the_shipped_data_are_those_that_were_published():
     durations, waiting = data.old_faithful()
     assert waiting.shape == (272,)
     assert (durations.sum(), waiting.sum()) == pytest.approx((948.677, 19284.0))
+    bus, branch = data.ieee14()
+    assert (bus["load_mw"].sum(), bus["load_mvar"].sum()) == pytest.approx((259.0, 73.5))
+    assert (len(bus["bus"]), len(branch["x_pu"]), branch["x_pu"].sum()) == (14, 20, pytest.approx(4.02683))
     with open(data.path("SOURCES.md"), encoding="utf-8") as file:
         text = file.read()
-    assert all(name in text for name in ("digits.npz", "diabetes.csv", "hare_lynx.csv", "faithful.csv"))
+    shipped = os.listdir(data.path(""))
+    assert all(name in text for name in shipped if name.endswith((".csv", ".npz")))
 
 
 def test_jittered_images_stay_what_they_are():

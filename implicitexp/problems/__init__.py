@@ -10,7 +10,9 @@ from .kepler import Kepler
 from .lotka_volterra import LotkaVolterra
 from .old_faithful import OldFaithful
 from .pendulum import Pendulum
+from .power_flow import PowerFlow
 from .ridge import Ridge
+from .robertson import Robertson
 
 __all__ = [
     "AbstractProblem",
@@ -23,5 +25,7 @@ __all__ = [
     "LotkaVolterra",
     "OldFaithful",
     "Pendulum",
+    "PowerFlow",
     "Ridge",
+    "Robertson",
 ]
