@@ -77,8 +77,8 @@ def test_a_local_sweep_survives_a_failing_and_a_killed_job(here, tmp_path):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
 def test_an_interrupted_local_sweep_ends_its_jobs(tmp_path, number, status):
     """Ctrl-C reaches the whole process group, as in a terminal; SIGTERM the parent only."""
-    line = f"-m problem=root_kepler seed=0,1,2 steps=100000000 tracker=none hydra.sweep.dir={tmp_path}/sweep"
-    line += " hydra/launcher=local hydra.launcher.n_jobs=2"
+    line = f"-m problem=root_kepler seed=0,1,2 steps=100000000 hydra.sweep.dir={tmp_path}/sweep"
+    line += f" tracker.uri=sqlite:///{tmp_path}/mlflow.db hydra/launcher=local hydra.launcher.n_jobs=2"
     running = subprocess.Popen([*MODULE, *line.split()], cwd=tmp_path, env={**os.environ, "JAX_PLATFORMS": "cpu"},
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
     logs = [tmp_path / "sweep" / job / "metrics.jsonl" for job in "01"]
@@ -96,7 +96,14 @@ def test_an_interrupted_local_sweep_ends_its_jobs(tmp_path, number, status):
         assert [row["status"] for row in csv.DictReader(file)] == ["killed", "killed", "not started"]
     for log in logs:
         assert json.loads(log.with_name("result.json").read_text())["status"] == "killed"
-    assert [pid for pid in Path("/proc").glob("[0-9]*") if in_folder(pid, tmp_path)] == []
+    deadline = time.monotonic() + 60
+    while (
+        left := [pid for pid in Path("/proc").glob("[0-9]*") if in_folder(pid, tmp_path)]
+    ) and time.monotonic() < deadline:
+        time.sleep(0.1)  # MLflow's process has still to write down what it was told
+    assert left == []
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("SELECT status FROM runs").fetchall() == [("KILLED",)] * 3
 
 
 def in_folder(process_folder: Path, folder: Path) -> bool:

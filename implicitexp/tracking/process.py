@@ -126,14 +126,15 @@ def serve(lines: IO[str], answers: IO[str]) -> None:
         keeper.take(message)
 
 
-def listen(path: str) -> None:
-    """Serve whoever connects to this socket."""
+def listen(path: str, others: list[threading.Thread]) -> None:
+    """Serve whoever connects to this socket, each in a thread that is added to `others`."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen()
         while True:
             connection, _ = server.accept()
-            threading.Thread(target=serve_connection, args=(connection,)).start()  # outlives standard input
+            others.append(threading.Thread(target=serve_connection, args=(connection,)))
+            others[-1].start()
 
 
 def serve_connection(connection: socket.socket) -> None:
@@ -153,9 +154,12 @@ def main() -> None:
         os.environ.setdefault(name, value)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever MLflow prints is not an answer
+    others: list[threading.Thread] = []
     for path in sys.argv[1:]:
-        threading.Thread(target=listen, args=(path,), daemon=True).start()
+        threading.Thread(target=listen, args=(path, others), daemon=True).start()
     serve(sys.stdin, answers)
+    for thread in others:  # MLflow starts threads, which an interpreter that is on its way out refuses
+        thread.join()
 
 
 if __name__ == "__main__":
