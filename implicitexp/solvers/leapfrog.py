@@ -1,7 +1,7 @@
 """The leapfrog method, which Diffrax lacks: its semi-implicit Euler is of order 1 and takes each half of the field apart.
 
-Stoermer and Verlet's method, as in E. Hairer, C. Lubich and G. Wanner 2003, "Geometric numerical integration
-illustrated by the Stoermer-Verlet method", Acta Numerica 12, equation (1.14): for q' = f(t, p), p' = g(t, q)
+Störmer and Verlet's method, as in E. Hairer, C. Lubich and G. Wanner 2003, "Geometric numerical integration
+illustrated by the Störmer-Verlet method", Acta Numerica 12: for q' = f(t, p), p' = g(t, q)
 
     p_half = p + h/2 g(t, q),   q_new = q + h f(t + h/2, p_half),   p_new = p_half + h/2 g(t + h, q_new).
 """
@@ -53,7 +53,7 @@ def _plus(y: PyTree, slope: PyTree, factor: float = 1.0) -> PyTree:
 
 
 class Leapfrog(AbstractFixedStep):
-    """The symplectic leapfrog method (Stoermer-Verlet), order 2, with the fixed step `dt0`, for mechanics over a long
+    """The symplectic leapfrog method (Störmer-Verlet), order 2, with the fixed step `dt0`, for mechanics over a long
     time: the energy does not drift.
 
     The state is a pair (q, p) and the field returns (dq/dt, dp/dt), of which dq/dt depends on t and p only and dp/dt on
