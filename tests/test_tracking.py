@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from mlflow_reader import python, read_back
+from mlflow_reader import free_port, python, read_back
 
 from implicitexp import tracking
 from implicitexp.errors import ConfigError
