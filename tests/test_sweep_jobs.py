@@ -15,6 +15,9 @@ import own_problems
 import pytest
 from command_line import CONSOLE, MODULE, process
 
+from implicitexp import tracking
+from implicitexp.tracking import pipe
+
 pytestmark = pytest.mark.slow
 
 
@@ -125,3 +128,36 @@ def test_a_sweep_in_which_nothing_could_start_leaves_nothing(here):
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 2
     assert not (here / "runs").exists()
+
+
+JOB = """
+import sys
+from implicitexp import tracking
+tracker = tracking.open_tracker({"uri": sys.argv[1]})
+run = tracker.start("ode", "job", {}, {})
+run.log([(i, {"loss": 1.0}) for i in range(100)])
+run.finish("killed")
+tracker.close(0.1)
+"""
+
+
+def test_last_words_of_a_job_are_recorded_after_its_sweep_has_ended(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    shared = tracking.share()
+    tracker = tracking.open_tracker({"uri": uri})
+    parent = tracker.start("ode", "sweep", {}, {})
+    run_id = tracker.close(60.0).runs[parent.key]
+    keeper = pipe.shared_process().end.popen
+    keeper.send_signal(signal.SIGSTOP)
+    environment = os.environ | tracking.for_children(run_id, shared)
+    subprocess.run([sys.executable, "-c", JOB, uri], env=environment, check=True)
+    parent.finish("killed")
+    pipe.shared_process().farewell()
+    keeper.send_signal(signal.SIGCONT)
+    assert keeper.wait(60) == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("SELECT name, status FROM runs ORDER BY name").fetchall() == [
+            ("job", "KILLED"),
+            ("sweep", "KILLED"),
+        ]
+        assert database.execute("SELECT count(*) FROM metrics").fetchone() == (100,)
