@@ -39,6 +39,8 @@ SINGLE = ("implicit", "adjoint")  # in float32, where a strategy's code is the s
 # default tolerance t leaves: of finite differences t^(2/3), in float32 t = 1e-5.
 PROMISE = {"float32": 1e-2, "float64": 1e-3}
 DIFFERENCES = {"float32": 5e-2, "float64": 1e-3}
+# The continuous adjoint starts at t = 1e5 s with a transient of 1e-4 s, where float32 knows the time to 8e-3 s: it gives NaN.
+UNREACHABLE = (("ode_robertson", "float32", "adjoint"),)
 TRAP = 100.0  # how wrong discrete gradients are at the equilibrium, at least: 289 times
 
 
@@ -50,8 +52,9 @@ def test_every_strategy_at_the_first_parameters(name, overrides, precision):
     labels = [
         x for x in STRATEGIES if not (name in NETWORKS and x in WITNESSES) and (precision == "float64" or x in SINGLE)
     ]
+    labels = [x for x in labels if (name, precision, x) not in UNREACHABLE]
     gradients = {x: jax.jit(jax.grad(loss_of(problem, Solve(solver, STRATEGIES[x]))))(params, batch) for x in labels}
-    reference = Referee(problem, solver)(params, batch, gradients["adjoint"])
+    reference = Referee(problem, solver)(params, batch, gradients.get("adjoint", gradients["implicit"]))
     for label, gradient in gradients.items():
         check = judge(gradient, reference)
         print(f"{name:20s} {label:18s} {precision}  {format_error(check.relative_error, check.uncertainty)}")

@@ -8,9 +8,10 @@ import pytest
 from problem_runs import configured, trained
 from scipy import integrate, optimize
 
-from implicitexp import data
+from implicitexp import data, strategies
 from implicitexp.data import make_robertson
 from implicitexp.problems.robertson import NAMES
+from implicitexp.reference import Referee, ReferenceSettings
 from implicitexp.solving import Solve
 
 WITHIN = 3.0  # standard errors
@@ -22,6 +23,9 @@ LOSS = {
     "float32": 5e-3,
     "float64": 1e-4,
 }  # relative, at the optimum: what CURVES moves it by; in float32 rounding as well
+STEP = 1e-4  # of central differences: their error is 1e-8, and that of SciPy's tolerance 1e-6
+SINGLE = 1e-3  # relative error of a gradient in float32
+RADAU = 1e-4  # relative uncertainty: three times the difference to the continuous adjoint in JAX
 PRINTED = 5e-9  # relative: the file has nine digits
 
 
@@ -53,6 +57,34 @@ def test_the_solution_is_that_of_scipy(precision):
 
 
 @pytest.mark.slow
+def test_float32_has_a_discrete_gradient_and_says_that_it_has_no_continuous_one():
+    """Backwards from 1e5 s the adjoint's first transient takes 1e-4 s, and float32 cannot tell such times apart."""
+    _, problem, solver, _ = configured("ode_robertson", "precision=float32")
+    params = problem.init(jax.random.key(0))
+
+    def gradient(strategy):
+        found = jax.jit(jax.grad(lambda p: problem.loss(p, None, Solve(solver, strategy))))(params)
+        return np.array([found[name] for name in NAMES], float)
+
+    start = np.array([float(params[name]) for name in NAMES])
+    moves = STEP * np.eye(3)
+    exact = np.array([(half_squares(start + d) - half_squares(start - d)) / (2 * STEP) for d in moves])
+    assert np.linalg.norm(gradient(strategies.Implicit()) - exact) < SINGLE * np.linalg.norm(exact)
+    assert np.all(np.isnan(gradient(strategies.Adjoint())))
+
+
+@pytest.mark.slow
+def test_the_ground_truth_is_held_against_radau(float64):
+    _, problem, solver, _ = configured("ode_robertson", "precision=float64")
+    params = problem.init(jax.random.key(0))
+    patient = ReferenceSettings(target=1e-5, max_seconds=300.0)  # not by the clock of a machine with other work
+    reference = Referee(problem, solver, patient)(params)
+    assert "Radau" in reference.how
+    assert "Kvaerno5" in reference.how
+    assert reference.uncertainty < RADAU
+
+
+@pytest.mark.slow
 def test_the_rates_come_back_within_their_standard_errors(precision):
     run = trained("ode_robertson")
     best, errors, loss = fitted_by_scipy()
@@ -66,14 +98,18 @@ def test_the_rates_come_back_within_their_standard_errors(precision):
         assert run.found[f"{name}_standard_error"] == pytest.approx(error * rate, rel=0.01)
 
 
+def residuals(logs: np.ndarray) -> np.ndarray:
+    """All 120, in standard deviations of the noise."""
+    _, measured = data.robertson()
+    return ((concentrations(logs) - measured) / (make_robertson.NOISE * measured.max(axis=0))).ravel()
+
+
+def half_squares(logs: np.ndarray) -> float:
+    return float(np.sum(residuals(logs) ** 2) / 2)
+
+
 @cache
 def fitted_by_scipy() -> tuple[np.ndarray, np.ndarray, float]:
     """Logarithms of the rates, their standard errors, half the sum of squares."""
-    _, measured = data.robertson()
-    noise = make_robertson.NOISE * measured.max(axis=0)
-
-    def residuals(logs):
-        return ((concentrations(logs) - measured) / noise).ravel()
-
     found = optimize.least_squares(residuals, np.log(make_robertson.RATES), jac="3-point", xtol=1e-10)
     return found.x, np.sqrt(np.diag(np.linalg.inv(found.jac.T @ found.jac))), found.cost

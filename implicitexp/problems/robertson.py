@@ -32,6 +32,10 @@ class Robertson(AbstractProblem):
     standard deviations of its noise, which is 1 % of its largest value; about 59 at the answer. The data are computed
     (see `data.make_robertson`) with the rates 0.04, 3e7, 1e4 a second. The standard errors of the logarithms are the roots of the
     diagonal of (JᵀJ)⁻¹, J the residuals' Jacobian: 1.1, 1.1 and 1.8 % at the answer.
+    The rates are kept within a factor of 1100 of the start, so that a line search cannot try any that overflow.
+    In float32 the rates come back too: at a tolerance of 1e-6 the concentrations are right to 3e-4 of their range and the
+    gradient by `unroll` or `implicit` to 1e-4. Out of reach is the continuous adjoint (`adjoint`; NaN, as unconverged): it
+    starts at 1e5 s with a transient of 1e-4 s, and float32 tells two times there apart by 8e-3 s only.
     Source: Robertson 1966, The solution of a set of reaction rate equations, in Numerical Analysis: An Introduction;
     Hairer and Wanner 1996, Solving Ordinary Differential Equations II, section IV.1.
 
