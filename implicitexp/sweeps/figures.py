@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from implicitexp.sweeps.rows import Matrix, Row, all_keys, label, matrix, over_seeds
-from implicitexp.sweeps.tables import Quantity, quantities, ratio
+from implicitexp.sweeps.tables import Quantity, matrix_cell, quantities, ratio
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,10 +73,10 @@ def _cell_text(row: Row | None, value: float | None, is_error: bool) -> str:
         return "-"
     if value is not None:
         bound = is_error and row.gradient_error is not None and row.gradient_error <= (row.uncertainty or 0.0)
-        return f"{'< ' if bound else ''}{value:.1e}" if is_error else f"{value:.2g}"
+        return f"{'< ' if bound else ''}{value:.1e}" if is_error else f"{value:.{2 if value < 100 else 3}g}"
     if is_error and row.absolute_error is not None:
         return f"absolute\n{row.absolute_error:.1e}"
-    return row.status if row.gradient_ms is None else "-"
+    return matrix_cell(row) if is_error or row.gradient_ms is None else "-"
 
 
 def points_figure(rows: Sequence[Row], title: str) -> "Figure":

@@ -95,7 +95,7 @@ def matrix_cell(row: Row | None) -> str:
     if row is None:
         return "-"
     if row.gradient_error is None and row.absolute_error is None:
-        return row.status
+        return "no truth" if row.status == "finished" else row.status
     text = error_text(row).split(" ± ")[0]
     return f"{text}, {ratio(row):.2g}x" if ratio(row) is not None else text
 
