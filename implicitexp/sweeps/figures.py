@@ -101,8 +101,11 @@ def points_figure(rows: Sequence[Row], title: str) -> "Figure":
 
 
 def _differs(quantity: Quantity, rows: Sequence[Row]) -> bool:
-    """A panel in which all points are the same says nothing."""
-    return len({quantity.of(row) for row in rows if quantity.of(row) is not None}) > 1 or len(rows) == 1
+    """A panel in which all points are the same says nothing, but of what everyone asks for."""
+    return (
+        quantity.name in ("loss", "gradient error")
+        or len({quantity.of(row) for row in rows if quantity.of(row) is not None}) > 1
+    )
 
 
 def _panel(axes: Any, quantity: Quantity, lines: Sequence[tuple[str, list[Row]]]) -> None:
