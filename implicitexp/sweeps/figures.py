@@ -112,7 +112,10 @@ def _panel(axes: Any, quantity: Quantity, lines: Sequence[tuple[str, list[Row]]]
     from implicitexp.figures import plain_powers
 
     known = [x for _, group in lines for x in map(quantity.of, group) if x is not None]
-    logarithmic = quantity.logarithmic and bool(known) and 0 < DECADE * min(known) < max(known)
+    error = quantity.name == "gradient error"
+    logarithmic = (
+        quantity.logarithmic and bool(known) and min(known) > 0 and (error or DECADE * min(known) < max(known))
+    )
     axes.set(xlabel=quantity.name, xscale="log" if logarithmic else "linear")
     for i, (_, group) in enumerate(lines):
         values = [x for x in map(quantity.of, group) if x is not None]
@@ -125,6 +128,11 @@ def _panel(axes: Any, quantity: Quantity, lines: Sequence[tuple[str, list[Row]]]
         if len(values) > 1:
             mean = statistics.geometric_mean(values) if logarithmic else statistics.fmean(values)
             axes.plot([mean], [i], "|", color="0.0", markersize=16, markeredgewidth=2)
+    if logarithmic:
+        axes.set_xlim(min(known) / DECADE, max(known) * DECADE)
+    else:
+        axes.ticklabel_format(axis="x", useOffset=False)
+        axes.locator_params(axis="x", nbins=4)
     plain_powers(axes.xaxis)
     axes.set_yticks(range(len(lines)), [name for name, _ in lines], fontsize=8)
     axes.set_ylim(len(lines) - 0.4, -0.6)
