@@ -232,7 +232,7 @@ def test_a_wrong_configuration_ends_in_two_seconds(tmp_path, command):
         assert done.returncode == 2
         assert done.stdout == ""
         assert len(done.stderr.splitlines()) == 1
-        assert "auto, dogleg, newton" in done.stderr
+        assert "auto, bisection, chord, dogleg, levenberg_marquardt, newton" in done.stderr
     assert list(work.iterdir()) == []
     assert min(seconds for _, seconds in runs) < SECONDS_TO_REFUSE
 

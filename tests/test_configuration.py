@@ -15,7 +15,7 @@ from implicitexp.configuration import folders, manual, rules, validation
 from implicitexp.errors import ConfigError
 
 CONF = folders.shipped()
-FILES = sorted(CONF.glob("*/*.yaml"))
+FILES = sorted(path for path in CONF.rglob("*/*.yaml") if path.relative_to(CONF).parts[0] != "hydra")
 OWN_NODES = ("solver", "gradient", "optimizer", "problem")  # groups whose files instantiate a class
 
 # Arguments that YAML cannot say: a function over parameters, and printing from inside compiled code.

@@ -40,7 +40,9 @@ def test_pages_with_code_and_links_are_found() -> None:
     assert any(LINK.search(page.read_text()) for page in PAGES)
 
 
-@pytest.mark.parametrize(("group", "page"), [("gradient", "docs/strategies.md"), ("solver", "docs/solvers.md"), ("problem", "CHANGELOG.md")])
+@pytest.mark.parametrize(
+    ("group", "page"), [("gradient", "docs/strategies.md"), ("solver", "docs/solvers.md"), ("problem", "CHANGELOG.md")]
+)
 def test_every_option_is_described(group: str, page: str) -> None:
     text = (ROOT / page).read_text()
     assert [path.stem for path in (ROOT / "conf" / group).glob("*.yaml") if f"`{path.stem}`" not in text] == []
