@@ -70,7 +70,7 @@ def test_every_field_of_every_class_stands_in_its_yaml(composer, group, name):
 def test_every_rule_is_about_a_field():
     """The table of rules is a table of fields, too."""
     targets = {"implicitexp.solvers.Auto", "implicitexp.strategies.PerKind"}
-    for path in FILES:
+    for path in CONF.rglob("*.yaml"):
         targets |= set(re.findall(r"_target_: ([\w.]+)$", path.read_text(), flags=re.MULTILINE))
     fields = {target: set(parameters(target)) for target in targets if "problems" not in target}
     for table in (*rules.OF_TARGET.values(), *rules.OF_ONE.values()):

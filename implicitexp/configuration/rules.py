@@ -120,7 +120,8 @@ OPTIMIZER = {
     "scale_init_precond": YES_OR_NO, "linesearch": A_NODE,
 }  # fmt: skip
 MUON = OPTIMIZER | {
-    "ns_coeffs": Rule(choices=("muon", "dion")), "ns_steps": COUNT, "beta": DECAY, "adaptive": YES_OR_NO, "weight_decay_mask": A_NODE, "adam_b1": DECAY, "adam_b2": DECAY,
+    "ns_coeffs": Rule(choices=("muon", "dion")),
+    "ns_steps": COUNT, "beta": DECAY, "adaptive": YES_OR_NO, "weight_decay_mask": A_NODE, "adam_b1": DECAY, "adam_b2": DECAY,
     "preconditioning": Rule(choices=("frobenius", "spectral", "aol", "schatten")),
     "adam_eps_root": Rule((NUMBER,), least=0), "adam_weight_decay": Rule((NUMBER, NODE), least=0),
     "adam_learning_rate": Rule((NUMBER, NODE), above=0, null=True), "muon_weight_dimension_numbers": A_NODE,
