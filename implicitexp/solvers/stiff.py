@@ -15,7 +15,8 @@ from .ode import AbstractAdaptive
 # at most this. To the tolerance itself, which is Diffrax's choice, the iteration stalls in rounding (the stiffness times
 # eps), in float32 with no accepted step; and Diffrax's chord method ("very chord"), whose Jacobian is that of the step's
 # start, rejects every other step of a stiff problem: on Robertson's kinetics at 1e-8, float64, 1065 steps and as many
-# rejected ones, where Newton's method takes 110 and 4, with the same error.
+# rejected ones, where Newton's method takes 110 and 4. Its ten times longer steps end 3 to 14 times further from the
+# solution (6.9e-6 relative against 5.0e-7 in the worst species).
 STAGE_TOLERANCE = 1e-3
 
 
