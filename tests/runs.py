@@ -1,8 +1,10 @@
 """What the tests of the runner share: a run of a small problem, without Hydra and without MLflow."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 
 import implicitexp
@@ -48,3 +50,25 @@ class Cliff(implicitexp.AbstractProblem):
     def loss(self, params, batch, solve):
         equation = implicitexp.Root(lambda y, p: y**2 + p, 1.0)
         return -params + 0 * solve(equation, params).value
+
+
+class Drawn(problems.Kepler):
+    """Kepler's equation at `rows` mean anomalies, drawn anew for every update."""
+
+    rows: int = 8
+
+    def batch(self, key):
+        return jax.random.uniform(key, (self.rows,), minval=0.5, maxval=1.5)
+
+    def loss(self, params, batch, solve):
+        def one(mean):
+            equation = implicitexp.Root(lambda E, args: E - args[0] * jnp.sin(E) - args[1], mean)
+            return (solve(equation, (params["eccentricity"], mean)).value - self.target) ** 2
+
+        return jnp.mean(jax.vmap(one)(batch))
+
+    def exact_loss(self, params, batch):
+        def one(mean):
+            return problems.Kepler.exact_loss(dataclasses.replace(self, mean_anomaly=mean), params, None)
+
+        return jnp.mean(jax.vmap(one)(batch))

@@ -4,8 +4,8 @@ import jax
 import pytest
 from problem_runs import configured
 
-from implicitexp import strategies
 from implicitexp.accuracy import format_error, judge
+from implicitexp.conformance import STRATEGIES
 from implicitexp.reference import Referee
 from implicitexp.solving import Solve
 
@@ -25,13 +25,6 @@ PROBLEMS = [
     ("brachistochrone", ("problem.formulation=root",)),
     ("brachistochrone", ("problem.formulation=direct",)),
 ]
-STRATEGIES = {
-    "unroll": strategies.Unroll(),
-    "implicit": strategies.Implicit(),
-    "adjoint": strategies.Adjoint(),
-    "forward": strategies.Forward(),
-    "finite_difference": strategies.FiniteDifference(),
-}
 NETWORKS = ("ode", "fixed_point")
 WITNESSES = ("forward", "finite_difference")  # they carry a Jacobian: not for the networks
 SINGLE = ("implicit", "adjoint")  # in float32, where a strategy's code is the same and the solver's tolerance is not

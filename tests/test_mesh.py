@@ -1,19 +1,16 @@
 """`device=mesh`: the minibatch shared among devices, and among processes, gives the numbers of one device."""
 
-import dataclasses
 import json
 import os
 import socket
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import ADAM, a_run
+from runs import ADAM, Drawn, a_run
 
-import implicitexp
 from implicitexp import device, prepare, problems, solvers, strategies
 from implicitexp.errors import ConfigError
 from implicitexp.experiment import advance
@@ -22,32 +19,10 @@ ROUNDING = 1e-5  # relative, in float32: sums over the minibatch in another orde
 SECONDS = 400  # for two processes that compile at the same time
 
 
-class Lanes(problems.Kepler):
-    """Kepler's equation at `rows` mean anomalies, drawn anew for every update."""
-
-    rows: int = 8
-
-    def batch(self, key):
-        return jax.random.uniform(key, (self.rows,), minval=0.5, maxval=1.5)
-
-    def loss(self, params, batch, solve):
-        def one(mean):
-            equation = implicitexp.Root(lambda E, args: E - args[0] * jnp.sin(E) - args[1], mean)
-            return (solve(equation, (params["eccentricity"], mean)).value - self.target) ** 2
-
-        return jnp.mean(jax.vmap(one)(batch))
-
-    def exact_loss(self, params, batch):
-        def one(mean):
-            return problems.Kepler.exact_loss(dataclasses.replace(self, mean_anomaly=mean), params, None)
-
-        return jnp.mean(jax.vmap(one)(batch))
-
-
 def test_a_mesh_gives_the_numbers_of_one_device(tmp_path):
-    alone = a_run(tmp_path / "alone", Lanes(), steps=5, log_every=1, check_every=5)
+    alone = a_run(tmp_path / "alone", Drawn(), steps=5, log_every=1, check_every=5)
     with device.configured("mesh", "float32") as mesh:
-        shared = a_run(tmp_path / "shared", Lanes(), steps=5, log_every=1, check_every=5, mesh=mesh)
+        shared = a_run(tmp_path / "shared", Drawn(), steps=5, log_every=1, check_every=5, mesh=mesh)
     assert shared.device == "mesh of 2: cpu"
     one, two = ([line["loss"] for line in run.history if "loss" in line] for run in (alone, shared))
     np.testing.assert_allclose(one, two, rtol=ROUNDING)
@@ -58,7 +33,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(tmp_path):
 def test_each_device_computes_a_part():
     """The compiled program adds up gradients between devices, and its minibatch has half of the rows on each."""
     with device.configured("mesh", "float32") as mesh:
-        parts = (Lanes(rows=6), solvers.Auto(), strategies.Implicit(), ADAM)
+        parts = (Drawn(rows=6), solvers.Auto(), strategies.Implicit(), ADAM)
         experiment, state, key = prepare.prepare(*parts, mesh=mesh)
         program = advance.lower(experiment, state, key, jnp.array(1, jnp.int32)).compile().compiled.as_text()
     assert "all-reduce" in program
@@ -68,7 +43,7 @@ def test_each_device_computes_a_part():
 
 @pytest.mark.parametrize(
     ("problem", "words"),
-    [(problems.Kepler(), ["Kepler.batch", "device=auto"]), (Lanes(rows=7), ["multiple of 2", "7"])],
+    [(problems.Kepler(), ["Kepler.batch", "device=auto"]), (Drawn(rows=7), ["multiple of 2", "7"])],
     ids=["no minibatch", "odd"],
 )
 def test_what_cannot_be_shared_is_refused(problem, words):

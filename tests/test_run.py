@@ -1,6 +1,5 @@
 """The runner: reproducible to the bit, complete records whatever happens, optimizers as data."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import ADAM, CHECK, COST, SCHEMA, Cliff, a_run
+from runs import ADAM, CHECK, COST, SCHEMA, Cliff, Drawn, a_run
 
 import implicitexp
 from implicitexp import problems, recipe, solvers, strategies
@@ -47,26 +46,6 @@ def test_metrics_are_a_line_a_logged_step_and_checks_are_in_their_lines(tmp_path
     assert all("evaluate/eccentricity" in line for line in lines if line["step"] in checked)
     assert lines[-1]["time/train_s"] > 0
     assert lines[-1]["time/check_s"] > 0
-
-
-class Drawn(problems.Kepler):
-    """Kepler's equation at mean anomalies that are drawn anew for every update."""
-
-    def batch(self, key):
-        return jax.random.uniform(key, (8,), minval=0.5, maxval=1.5)
-
-    def loss(self, params, batch, solve):
-        def one(mean):
-            equation = implicitexp.Root(lambda E, args: E - args[0] * jnp.sin(E) - args[1], mean)
-            return (solve(equation, (params["eccentricity"], mean)).value - self.target) ** 2
-
-        return jnp.mean(jax.vmap(one)(batch))
-
-    def exact_loss(self, params, batch):
-        def one(mean):
-            return problems.Kepler.exact_loss(dataclasses.replace(self, mean_anomaly=mean), params, None)
-
-        return jnp.mean(jax.vmap(one)(batch))
 
 
 def test_the_same_configuration_gives_the_same_bits_whatever_the_cadence(tmp_path):
