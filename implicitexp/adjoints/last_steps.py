@@ -46,7 +46,8 @@ def last_steps(call: Any, k: int) -> tuple[PyTree, Stats]:
     The solver runs twice: once to learn how many iterations it takes, once more, stopping k before the end. The last k
     are then done again on the differentiable path. A solve of fewer than k iterations is unrolled whole.
     """
-    constant = jax.tree.map(lambda x: jax.lax.stop_gradient(x) if eqx.is_array(x) else x, call)
+    # An array again: of the number in an eager `jax.grad(f)(0.3)` the number itself is left.
+    constant = jax.tree.map(lambda x: jnp.asarray(jax.lax.stop_gradient(x)) if eqx.is_array(x) else x, call)
     _, statistics = constant.run()
     method = call.solver.method(*call.solver.tolerances(call.equation.y0))
     frozen = _Run(method, constant.equation, constant.args, options_of(call.equation))
