@@ -43,14 +43,18 @@ class Stopping(eqx.Module):
     target_loss: Any = None  # the loss of an update is not above it; its parameters stay as they are
     patience: Any = None  # updates without a new smallest loss
 
-    def ended(self, loss: Array, waited: Array) -> Int[Array, ""]:
-        """An index into ENDS."""
+    def watch(self, state: "State", loss: Array, fault: Array) -> tuple[Array, Array, Array]:
+        """-> an index into ENDS, the smallest loss so far, the updates since then. Without either limit: as they were."""
+        if self.target_loss is None and self.patience is None:
+            return state.end, state.best, state.waited
+        best = jnp.minimum(state.best, jnp.where(fault == 0, loss, jnp.inf).astype(state.best.dtype))
+        waited = jnp.where(best < state.best, 0, state.waited + 1).astype(jnp.int32)
         end = jnp.array(0, jnp.int32)
         if self.patience is not None:
             end = jnp.where(waited >= self.patience, ENDS.index("patience"), end)
         if self.target_loss is not None:
             end = jnp.where(loss <= self.target_loss, ENDS.index("target_loss"), end)
-        return end
+        return end, best, waited
 
 
 class Experiment(eqx.Module):
@@ -221,9 +225,8 @@ def update(experiment: Experiment, state: State, key: PRNGKeyArray) -> tuple[Sta
     )
     params = optax.apply_updates(state.params, changes)
     fault = jnp.where((at.fault == 0) & ~all_finite(params), UPDATE_FAULT, at.fault)
-    best = jnp.minimum(state.best, jnp.where(at.fault == 0, at.loss, jnp.inf).astype(state.best.dtype))
-    waited = jnp.where(best < state.best, 0, state.waited + 1)
-    end = jnp.where(fault == 0, experiment.stopping.ended(at.loss, waited), 0)
+    end, best, waited = experiment.stopping.watch(state, at.loss, at.fault)
+    end = jnp.where(fault == 0, end, 0)
     good = (fault == 0) & (end == 0)
     memory = None if state.memory is None else experiment.problem.remember(state.memory, batch, at.found)
     params, optimizer, memory = jax.tree.map(
@@ -235,7 +238,7 @@ def update(experiment: Experiment, state: State, key: PRNGKeyArray) -> tuple[Sta
     step = (state.step + (good | ((end == 0) & ~jnp.array(stops)))).astype(jnp.int32)
     metrics = at.metrics | {"skipped": (~good).astype(at.loss.dtype)}
     fault = fault if stops else jnp.zeros_like(fault)
-    return State(params, optimizer, step, fault, end, best, waited.astype(jnp.int32), memory), metrics
+    return State(params, optimizer, step, fault, end, best, waited, memory), metrics
 
 
 def _with_new_directions(experiment: Experiment, key: PRNGKeyArray) -> Experiment:

@@ -38,10 +38,12 @@ class RunResult:
     def _repr_html_(self) -> str:
         title = f"{self.content['problem']}: {self.content['status']}, in {self.folder}"
         if "strategies" in self.content:
-            rows = [(row["gradient"]["name"], _error(row["gradient_check"])) for row in self.content["strategies"]]
-            return notebook.table(title, rows, ("gradient", "relative error")) + notebook.image(
-                self.folder / "compare.png"
-            )
+            rows = [
+                (row["gradient"]["name"], _error(row["gradient_check"]), _milliseconds(row["cost"]))
+                for row in self.content["strategies"]
+            ]
+            head = ("gradient", "relative error", "time of a gradient")
+            return notebook.table(title, rows, head) + notebook.image(self.folder / "compare.png")
         loss, checks = self.content["loss"], self.content["gradient_check"]
         rows = [("loss", f"{loss['first']:.4g} → {loss['last']:.4g}")] if loss["first"] is not None else []
         rows += [(f"gradient error, {when}", _error(check)) for when, check in checks.items()]
@@ -51,6 +53,10 @@ class RunResult:
 
 def _error(check: dict[str, Any] | None) -> str:
     return format_error(check["relative_error"], check["uncertainty"]) if check else "-"
+
+
+def _milliseconds(cost: dict[str, Any] | None) -> str:
+    return f"{cost['gradient_ms']:.2g} ms" if cost else "-"
 
 
 def header(settings: "Settings", status: str, steps: int, error: dict[str, Any] | None) -> dict[str, Any]:

@@ -4,11 +4,12 @@ import signal
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +25,11 @@ from implicitexp.reference import Referee, ReferenceSettings
 from implicitexp.result import RunResult
 from implicitexp.solving import Solve
 
+AHEAD = 2  # chunks on their way while a line is logged: the device never waits for the host
 SECONDS_A_CHUNK = 0.5  # between two looks at the clock, the keyboard and the progress bar
 SECONDS_FOR_TRACKER = 60.0  # to wait at the end for what is still on its way into MLflow
 CHECKS = 10  # in a run, when `check_every` is not given
+LINES = 200  # in a run, when `log_every` is not given: what a figure and MLflow's charts can show
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Settings:
     precision: str = "float32"
     device: str = "auto"
     check_every: int | None = None  # updates; None: about ten checks in a run
-    log_every: int = 10  # updates
+    log_every: int | None = None  # updates; None: about two hundred lines in a run
     folder: Path = Path("runs")
     config: dict[str, Any] = field(default_factory=dict)  # resolved
     target: float = 1e-9  # relative uncertainty of the ground truth that is good enough
@@ -65,6 +68,16 @@ class Terminated(BaseException):
     """SIGTERM arrived."""
 
 
+class Chunk(NamedTuple):
+    """Updates on their way: how many, what `advance` returns, and when it was asked."""
+
+    count: int
+    state: State
+    rows: dict[str, Any]  # of CHUNK entries each, the first `done` of them filled
+    done: Any
+    began: float  # s
+
+
 class Training:
     """The state of a run in progress, and what has been seen of it."""
 
@@ -79,12 +92,11 @@ class Training:
         self.fault: dict[str, Any] | None = None
         self.train_seconds = self.check_seconds = self.compile_seconds = 0.0
         self._advance: Any = None  # compiled
+        self._sent: deque[Chunk] = deque()  # whose results have not been looked at
+        self._heard = 0.0  # s, when the last result was
         self.pending: dict[str, Any] = {}  # metrics of a check, which go into the line of the update at the same step
         self.speed = 0.0  # updates a second
-
-    @property
-    def step(self) -> int:
-        return int(self.state.step)
+        self._look()
 
     @property
     def params(self) -> Any:
@@ -117,11 +129,12 @@ class Training:
         """Updates between two checks."""
         return self.settings.check_every or max(1, -(-self.settings.steps // CHECKS))
 
-    @property
-    def ended(self) -> str | None:
-        """Why training ended early: target_loss or patience; None where it did not."""
-        end = ENDS[int(self.state.end)]
-        return None if end == "none" else end
+    def _look(self) -> None:
+        """What the state says: the step, a fault, why training ended early (target_loss or patience; None: it did not)."""
+        step, fault, end = (int(x) for x in jax.device_get((self.state.step, self.state.fault, self.state.end)))
+        self.step, self.ended = step, ENDS[end] if end else None
+        if fault:
+            self.fault = {"step": step, "reason": FAULTS[fault]}
 
     def due(self) -> bool:
         """Whether the gradient is to be checked at this step."""
@@ -130,31 +143,49 @@ class Training:
         return self.step % self.every == 0 or self.step == self.settings.steps or self.ended is not None
 
     def advance(self) -> list[dict[str, Any]]:
-        """Some updates: as many as take about SECONDS_A_CHUNK, and none beyond the next check -> lines to log."""
-        first = self.step
-        limit = min(first - first % self.every + self.every, self.settings.steps) - first
-        count = max(1, min(limit, CHUNK, int(self.speed * SECONDS_A_CHUNK) or 1))
-        if jax.process_count() > 1:  # all processes have to make the same calls, whatever their clocks say
-            count = min(limit, CHUNK)
-        inputs = (self.experiment, self.state, self.key, jnp.asarray(count, jnp.int32))
+        """Wait for the updates that were sent first -> lines to log.
+
+        Others are on their way by then, so the device computes while a line is written.
+        """
+        self._send_ahead()
+        chunk, first = self._sent.popleft(), self.step
+        done = int(chunk.done)
+        now = time.perf_counter()
+        self.state, self.speed, self._heard = chunk.state, done / (now - max(chunk.began, self._heard)), now
+        self._look()
+        if self.fault or self.ended:
+            self._sent.clear()  # they changed nothing
+        else:
+            self._send_ahead()
+        return self._lines(first, {name: np.asarray(x)[:done] for name, x in chunk.rows.items()}, done)
+
+    def _send_ahead(self) -> None:
+        """Keep AHEAD chunks on their way, of as many updates as take about SECONDS_A_CHUNK, and none beyond the next check."""
+        end = min(self.step - self.step % self.every + self.every, self.settings.steps)
+        first = self.step + sum(chunk.count for chunk in self._sent)
+        while first < end and not self.due() and len(self._sent) < (AHEAD if self.speed else 1):
+            count = max(1, min(end - first, CHUNK, int(self.speed * SECONDS_A_CHUNK)))
+            if jax.process_count() > 1:  # all processes have to make the same calls, whatever their clocks say
+                count = min(end - first, CHUNK)
+            self._sent.append(self._send(self._sent[-1].state if self._sent else self.state, count))
+            first += count
+
+    def _send(self, state: State, count: int) -> "Chunk":
+        inputs = (self.experiment, state, self.key, jnp.asarray(count, jnp.int32))
         began = time.perf_counter()
         if self._advance is None:
             self._advance = advance.lower(*inputs).compile()
             self.compile_seconds, began = time.perf_counter() - began, time.perf_counter()
-        self.state, rows, done = self._advance(*inputs)
-        done = int(done)
-        self.speed = done / (time.perf_counter() - began)
-        if int(self.state.fault):
-            self.fault = {"step": self.step, "reason": FAULTS[int(self.state.fault)]}
-        return self._lines(first, {name: np.asarray(x[:done]) for name, x in rows.items()}, done)
+        return Chunk(count, *self._advance(*inputs), began)
 
     def _lines(self, first: int, rows: dict[str, np.ndarray], done: int) -> list[dict[str, Any]]:
         """The logged ones: every `log_every`th, every checked one, and one with a fault."""
         lines = []
+        stride = self.settings.log_every or max(1, self.settings.steps // LINES)
         for i in range(done):
             step = first + i
             faulty = self.fault is not None and i == done - 1
-            if step % self.settings.log_every and not self.pending and not faulty:
+            if step % stride and not self.pending and not faulty:
                 continue
             lines.append({"step": step, **{name: float(x[i]) for name, x in rows.items()}, **self.pending})
             self.pending = {}

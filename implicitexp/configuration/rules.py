@@ -88,7 +88,7 @@ TOP = {
     "precision": Rule(choices=("float32", "float64")),
     "sort_by": Rule(choices=("gradient_error", "loss", "gradient_ms", "seconds", "job")),
     "check_every": COUNT_OR_NULL,
-    "log_every": COUNT,
+    "log_every": COUNT_OR_NULL,
     "clip_norm": POSITIVE_OR_NULL,
     "target_loss": Rule((NUMBER,), null=True),
     "patience": COUNT_OR_NULL,

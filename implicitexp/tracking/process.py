@@ -29,6 +29,8 @@ from implicitexp.tracking.store import Message, Say, Store
 ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "GIT_PYTHON_REFRESH": "quiet",
                "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # fmt: skip
 
+NICE = 5  # of this process, once MLflow is imported; more, and a sweep on all cores would starve it
+
 
 class Keeper:
     """Sorts messages by store, and knows which runs are open."""
@@ -114,6 +116,8 @@ def serve(lines: IO[str], answers: IO[str]) -> None:
     threading.Thread(target=read, args=(lines, inbox), daemon=True).start()
     import mlflow  # noqa: F401  the 2 to 8 s that this process is for
 
+    if hasattr(os, "nice"):  # where training and a store want the same core, training goes first
+        os.nice(NICE - os.nice(0))
     keeper = Keeper(say)
     while True:
         try:
