@@ -17,7 +17,9 @@ SOLVED = 1e-6  # ten times float64's tolerances, through a gradient and 40 updat
 @pytest.mark.slow
 def test_the_equilibrium_is_worth_its_solve():
     """Test accuracy after the updates of the YAML, one seed; `benchmarks/layers.py problem=fixed_point` has three."""
-    deep, flat = trained("fixed_point"), trained("fixed_point", "problem.layer=feedforward")
+    deep, flat = (
+        trained("fixed_point", f"problem.layer={layer}", optimized=True) for layer in ("fixed_point", "feedforward")
+    )
     assert deep.found["test_accuracy"] >= 0.97
     assert deep.found["test_accuracy"] > flat.found["test_accuracy"] + 0.005
     used = np.linalg.norm(deep.problem.recurrence(deep.params), 2)

@@ -67,7 +67,8 @@ def test_two_processes_are_one_mesh(tmp_path):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "implicitexp", "problem=ode", "problem.width=4", "problem.batch_size=8", "steps=3",
                "check_every=3", "log_every=1", "tracker=none"]  # fmt: skip
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile, on one device
+    environment = {**os.environ, "XLA_FLAGS": fast, "JAX_PLATFORMS": "cpu"}
 
     def run(folder, *more, **extra):
         line = [*command, f"hydra.run.dir={tmp_path / folder}", *more]

@@ -110,7 +110,7 @@ def fitted_by_scipy() -> tuple[dict[str, float], float]:
 )
 def test_digits_are_learned_and_the_layer_is_worth_it(layer, least, most):
     """Mean test accuracy of three seeds, in percent: with the layer at least 1.5 points above without it."""
-    runs = [trained("ode", f"problem.layer={layer}", f"seed={seed}") for seed in range(3)]
+    runs = [trained("ode", f"problem.layer={layer}", f"seed={seed}", optimized=True) for seed in range(3)]
     assert least <= 100 * np.mean([run.found["test_accuracy"] for run in runs]) <= most
 
 
