@@ -25,7 +25,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
-from implicitexp import commands, launch
+from implicitexp import commands, completing, launch
 from implicitexp.composing import (
     CONFIG,
     HYDRA,
@@ -182,7 +182,13 @@ def dispatch(argv: list[str]) -> int:
     if argv[:1] == ["show"]:
         command, composer = prepared(argv[1:])
         return commands.show(composer, composer.jobs(command)[0], manual.config_dir(argv))
+    if completing.asked(argv):
+        return completing.answer(os.environ, prepared)
     command, composer = prepared(argv)
+    if command.flags.shell_completion and sys.argv[0].endswith(".py"):
+        raise ConfigError(
+            "-sc: a shell completes the console script, not python -m; use: implicitexp -sc install=bash."
+        )
     if command.flags.cfg:
         composer.checked_jobs(command)
     if any(getattr(command.flags, name) for name in SHOWING):

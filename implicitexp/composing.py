@@ -104,7 +104,7 @@ class Composer:
 
     def _sweeper_params(self, given: list[Override]) -> list[str]:
         """What Hydra's sweeper adds to the command line, from a preset say: `problem=a,b`. The command line wins."""
-        selections, _ = self._split([x.input_line or "" for x in given if not x.is_sweep_override()])
+        selections, _ = self.split([x.input_line or "" for x in given if not x.is_sweep_override()])
         self._check_names(selections)
         with self._naming(selections), strictly():
             composed = self.loader.load_configuration(self.config_name, list(selections), RunMode.MULTIRUN)
@@ -115,21 +115,19 @@ class Composer:
         """Every job of a command, composed. **Raises** `ConfigError` for the first that is wrong."""
         jobs = self.jobs(command)
         for overrides in jobs:  # all names first, which takes no time: composing takes 0.2 s
-            self._check_names(self._split(overrides)[0])
+            self._check_names(self.split(overrides)[0])
         return [self.checked(overrides) for overrides in jobs]
 
     def checked(self, overrides: list[str]) -> tuple[validation.Config, DictConfig]:
         """One job: its configuration as plain data, and as Hydra composed it. **Raises** `ConfigError`."""
-        selections, values = self._split(overrides)
+        selections, values = self.split(overrides)
         base = self.base(selections)
         for x in values:
             validation.check_override(x.key_or_group, x.value(), x.input_line or "", base)
-        composed = copy.deepcopy(base)
-        with told():
-            ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+        composed = with_values(base, values)
         return self._plain(composed), composed
 
-    def _split(self, overrides: list[str]) -> tuple[tuple[str, ...], list[Override]]:
+    def split(self, overrides: list[str]) -> tuple[tuple[str, ...], list[Override]]:
         """What selects an option, deletes, or is Hydra's own; and what changes a value."""
         all_of_them = [parsed(text) for text in overrides]
         values = [x for x in all_of_them if self._is_value(x)]
@@ -183,17 +181,20 @@ class Composer:
 
     def _plain(self, composed: DictConfig) -> validation.Config:
         choices, hydra_overrides = dict(composed.hydra.runtime.choices), list(composed.hydra.overrides.hydra)
-
-        def solver_kinds() -> dict[str, str | None]:
-            nodes = options_of(self.loader, "solver", hydra_overrides)
-            return {name: OmegaConf.select(node, "hints.solver_kind") for name, node in nodes.items()}
-
         launcher = plain_launcher(composed)
         for key, rule in rules.of(str(launcher.get("_target_"))).items():
             rule.check(f"hydra.launcher.{key}", launcher.get(key))
         with hydra_config(composed):
             rest = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-            return validation.validated(rest, solver_kinds, choices)
+            return validation.validated(rest, lambda: solver_kinds(self.loader, hydra_overrides), choices)
+
+
+def with_values(base: DictConfig, values: list[Override]) -> DictConfig:
+    """A copy, in which these overrides change single values."""
+    composed = copy.deepcopy(base)
+    with told():
+        ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+    return composed
 
 
 def register_resolvers() -> None:
@@ -218,6 +219,12 @@ def options_of(loader: ConfigLoader, group: str, overrides: Sequence[str] = ()) 
     _, repository = loader._parse_overrides_and_create_caching_repo(CONFIG, searchpath(overrides))
     found = {name: repository.load_config(f"{group}/{name}") for name in repository.get_group_options(group)}
     return {name: loaded.config for name, loaded in found.items() if loaded and isinstance(loaded.config, DictConfig)}
+
+
+def solver_kinds(loader: ConfigLoader, overrides: Sequence[str] = ()) -> dict[str, str | None]:
+    """Every solver's name, and the kind of equation that it is for; None: all of them, or not known."""
+    nodes = options_of(loader, "solver", overrides)
+    return {name: OmegaConf.select(node, "hints.solver_kind") for name, node in nodes.items()}
 
 
 @contextlib.contextmanager

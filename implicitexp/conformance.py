@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from implicitexp import prepare, solvers, strategies, tracing
 from implicitexp.accuracy import format_error, judge
 from implicitexp.errors import ConfigError, Unsupported
+from implicitexp.launch import shipped_strategies
 from implicitexp.problems.base import AbstractProblem
 from implicitexp.reference import Referee
 from implicitexp.solving import Solve
@@ -30,14 +31,6 @@ EXACT = 1e-6  # relative difference of a closed form and the solvers, in float64
 TRUSTED = 1e-3  # error + uncertainty of a gradient, in float64
 MISSED = 0.1  # relative difference of a gradient and differences of the loss that no step explains
 STEP = 1e-3  # relative distance of another point: under `vmap`, and of differences (the cube root of 1e-8 is 2e-3)
-
-STRATEGIES = {
-    "unroll": strategies.Unroll(),
-    "implicit": strategies.Implicit(),
-    "adjoint": strategies.Adjoint(),
-    "forward": strategies.Forward(),
-    "finite_difference": strategies.FiniteDifference(),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +187,8 @@ def check_strategies(s: Subject) -> str:
     with jax.enable_x64(True):
         problem, params, batch = in_float64(s.problem), in_float64(s.params), in_float64(s.batch)
         solver, errors, reference = in_float64(s.solver), {}, None
-        for name, strategy in STRATEGIES.items():
-            if name in ("forward", "finite_difference") and ravel_pytree(params)[0].size > MAX_PARAMETERS:
+        for name, strategy in shipped_strategies().items():
+            if strategy.per_parameter and ravel_pytree(params)[0].size > MAX_PARAMETERS:
                 continue
             try:
                 solve = Solve(solver, strategy)

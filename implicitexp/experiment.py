@@ -18,7 +18,6 @@ from implicitexp.problems.base import AbstractProblem
 from implicitexp.recipe import Recipe
 from implicitexp.solvers.base import all_finite, dtype_of
 from implicitexp.solving import Solve, zero_tap
-from implicitexp.strategies import FiniteDifference, Forward
 
 BATCH_AXIS = ("batch",)  # of a mesh
 CHUNK = 1024  # most updates of one call of `advance`; a constant, so that the cadence of logging changes no bit
@@ -213,7 +212,8 @@ def _fault(experiment: Experiment, loss: Array, gradient: PyTree, counts: dict[s
 def update(experiment: Experiment, state: State, key: PRNGKeyArray) -> tuple[State, dict[str, Array]]:
     """One step of the optimizer. With a fault the parameters stay: for good (`stop`), or for this update (`keep`)."""
     batch = batch_at(experiment, key, state.step, state.memory)
-    experiment = _with_new_directions(experiment, jax.random.fold_in(key, state.step))
+    drawn = experiment.gradient.drawn(jax.random.fold_in(key, state.step))
+    experiment = dataclasses.replace(experiment, gradient=drawn)
     at = evaluate(experiment, state.params, batch)
 
     def trial(params):
@@ -239,14 +239,6 @@ def update(experiment: Experiment, state: State, key: PRNGKeyArray) -> tuple[Sta
     metrics = at.metrics | {"skipped": (~good).astype(at.loss.dtype)}
     fault = fault if stops else jnp.zeros_like(fault)
     return State(params, optimizer, step, fault, end, best, waited, memory), metrics
-
-
-def _with_new_directions(experiment: Experiment, key: PRNGKeyArray) -> Experiment:
-    """A strategy that takes random directions takes new ones at each update, else training would stay in their span."""
-    strategy = experiment.gradient
-    if not isinstance(strategy, Forward | FiniteDifference) or strategy.directions is None:
-        return experiment
-    return dataclasses.replace(experiment, gradient=dataclasses.replace(strategy, key=key))
 
 
 @eqx.filter_jit

@@ -128,6 +128,13 @@ def _name(config: Config, names: dict[str, Any], group: str) -> str:
     return names.get(group) or config[group]["_target_"].rpartition(".")[2].lower()
 
 
+def shipped_strategies() -> dict[str, Any]:
+    """Every option of group `gradient` with its defaults, built, by name; without the one that mixes the others."""
+    files = {path.stem: path for path in sorted((folders.shipped() / "gradient").glob("*.yaml"))}
+    nodes: dict[str, Any] = {name: OmegaConf.to_container(OmegaConf.load(path)) for name, path in files.items()}
+    return {name: build(f"gradient={name}", node) for name, node in nodes.items() if name != PER_KIND}
+
+
 def build(key: str, node: Config) -> Any:
     """The object that a node describes. **Raises** `ConfigError` naming the key, the class and its arguments."""
     for inner, part in validation.nodes(key, node):

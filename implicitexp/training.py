@@ -69,13 +69,13 @@ class Terminated(BaseException):
 
 
 class Chunk(NamedTuple):
-    """Updates on their way: how many, what `advance` returns, and when it was asked."""
+    """Updates on their way: how many, when they were sent, and what `advance` returns."""
 
     count: int
+    began: float  # s
     state: State
     rows: dict[str, Any]  # of CHUNK entries each, the first `done` of them filled
     done: Any
-    began: float  # s
 
 
 class Training:
@@ -176,7 +176,7 @@ class Training:
         if self._advance is None:
             self._advance = advance.lower(*inputs).compile()
             self.compile_seconds, began = time.perf_counter() - began, time.perf_counter()
-        return Chunk(count, *self._advance(*inputs), began)
+        return Chunk(count, began, *self._advance(*inputs))
 
     def _lines(self, first: int, rows: dict[str, np.ndarray], done: int) -> list[dict[str, Any]]:
         """The logged ones: every `log_every`th, every checked one, and one with a fault."""

@@ -5,7 +5,7 @@ import pytest
 from problem_runs import configured
 
 from implicitexp.accuracy import format_error, judge
-from implicitexp.conformance import STRATEGIES
+from implicitexp.launch import shipped_strategies
 from implicitexp.reference import Referee
 from implicitexp.solving import Solve
 
@@ -25,8 +25,8 @@ PROBLEMS = [
     ("brachistochrone", ("problem.formulation=root",)),
     ("brachistochrone", ("problem.formulation=direct",)),
 ]
-NETWORKS = ("ode", "fixed_point")
-WITNESSES = ("forward", "finite_difference")  # they carry a Jacobian: not for the networks
+STRATEGIES = shipped_strategies()
+NETWORKS = ("ode", "fixed_point")  # not for the strategies that carry a Jacobian
 SINGLE = ("implicit", "adjoint")  # in float32, where a strategy's code is the same and the solver's tolerance is not
 # Of error + uncertainty. 1e-3 in float64 is the promise of the three training strategies; the rest is what the solvers'
 # default tolerance t leaves: of finite differences t^(2/3), in float32 t = 1e-5.
@@ -43,7 +43,9 @@ def test_every_strategy_at_the_first_parameters(name, overrides, precision):
     _, problem, solver, _ = configured(name, f"precision={precision}", *overrides)
     params, batch = problem.init(jax.random.key(0)), problem.batch(jax.random.key(1))
     labels = [
-        x for x in STRATEGIES if not (name in NETWORKS and x in WITNESSES) and (precision == "float64" or x in SINGLE)
+        x
+        for x in STRATEGIES
+        if not (name in NETWORKS and STRATEGIES[x].per_parameter) and (precision == "float64" or x in SINGLE)
     ]
     labels = [x for x in labels if (name, precision, x) not in UNREACHABLE]
     gradients = {x: jax.jit(jax.grad(loss_of(problem, Solve(solver, STRATEGIES[x]))))(params, batch) for x in labels}

@@ -170,6 +170,6 @@ OF_ONE = {
 
 
 def of(target: str) -> dict[str, Rule]:
-    """The rules for the keys of a node with this `_target_`."""
-    package = target.rpartition(".")[0] + "."
-    return (OF_TARGET.get(target) or OF_TARGET.get(package) or {}) | OF_ONE.get(target, {})
+    """The rules for the keys of a node with this `_target_`; those of a package hold in its modules too."""
+    packages = [rules for name, rules in OF_TARGET.items() if name.endswith(".") and target.startswith(name)]
+    return (OF_TARGET.get(target) or next(iter(packages), {})) | OF_ONE.get(target, {})

@@ -5,12 +5,12 @@ an array leaf), its arguments and its solver. A `Split` says which leaves are be
 """
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from implicitexp.equations import Stats
 from implicitexp.errors import Unsupported
@@ -116,9 +116,16 @@ class AbstractCell(eqx.Module):
 class AbstractStrategy(eqx.Module):
     """A gradient strategy: how to differentiate, as a value."""
 
+    per_parameter: ClassVar[bool] = False  # whether it costs a solve, or a tangent, for each number
+
     @abc.abstractmethod
     def cell(self, kind: str, solver: AbstractSolver) -> AbstractCell:
         """The cell for this kind of equation. Raises `Unsupported`, naming what works, where there is none."""
+
+    def drawn(self, key: PRNGKeyArray) -> "AbstractStrategy":
+        """For one update: with the random choices of this key, if it makes any."""
+        del key
+        return self
 
 
 def refuse(name: str, kind: str, instead: str) -> Unsupported:

@@ -9,11 +9,11 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from implicitexp.solvers.base import dtype_of
 
-from .base import AbstractCell, AbstractStrategy, Backward, Call, Split, norm
-from .forward import Directions, pull_along
+from .base import AbstractCell, Backward, Call, Split, norm
+from .forward import AbstractDirectional, Directions, pull_along
 
 
-class FiniteDifference(AbstractStrategy):
+class FiniteDifference(AbstractDirectional):
     """Central differences. `step` is relative to the size of what is moved; None: max(eps, rtol)^(1/3), since on an
     adaptive solver the noise is the tolerance and not the rounding. `factor` multiplies the step (half and twice the
     step tell how much the choice matters). `directions`, `key`: as for `forward`.

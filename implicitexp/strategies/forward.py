@@ -1,6 +1,8 @@
 """`forward`: forward mode, carried to reverse by the Jacobian."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -56,7 +58,19 @@ class Directions(eqx.Module):
         return products if self.count is None else products @ rows / self.count
 
 
-class Forward(AbstractStrategy):
+class AbstractDirectional(AbstractStrategy):
+    """A strategy that carries the Jacobian to reverse mode: along every number, or along `directions` random ones."""
+
+    per_parameter: ClassVar[bool] = True
+    directions: eqx.AbstractVar[int | None]
+    key: eqx.AbstractVar[PRNGKeyArray | None]
+
+    def drawn(self, key: PRNGKeyArray) -> AbstractStrategy:
+        """New directions: else training would stay in the span of the first."""
+        return self if self.directions is None else dataclasses.replace(self, key=key)
+
+
+class Forward(AbstractDirectional):
     """Forward mode: implicit differentiation (root, fixed point), forward sensitivities with the tangents in the
     error test (ODE), forward mode on the converged mesh (integral).
 

@@ -14,5 +14,10 @@ class PerKind(AbstractStrategy):
     integral: AbstractStrategy = Implicit()
 
     def cell(self, kind, solver) -> AbstractCell:
-        chosen = {"root": self.root, "fixed_point": self.fixed_point, "ode": self.ode, "integral": self.integral}
-        return chosen[kind].cell(kind, solver)
+        return self._chosen()[kind].cell(kind, solver)
+
+    def drawn(self, key) -> AbstractStrategy:
+        return PerKind(**{kind: strategy.drawn(key) for kind, strategy in self._chosen().items()})
+
+    def _chosen(self) -> dict[str, AbstractStrategy]:
+        return {"root": self.root, "fixed_point": self.fixed_point, "ode": self.ode, "integral": self.integral}

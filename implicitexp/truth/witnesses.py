@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from implicitexp.errors import Unsupported
 from implicitexp.solving import Solve
-from implicitexp.strategies import MAX_PARAMETERS, FiniteDifference, Forward
+from implicitexp.strategies import MAX_PARAMETERS, Forward
 from implicitexp.strategies.forward import ProgramTangent
 from implicitexp.truth.doubles import scalar
 
@@ -95,7 +95,7 @@ def strategy_gradient(
 
 def is_directional(params: PyTree, gradient: Any) -> bool:
     """Whether this strategy carries the Jacobian, and the parameters are too many for it."""
-    return isinstance(gradient, Forward | FiniteDifference) and ravel_pytree(params)[0].size > MAX_PARAMETERS
+    return gradient is not None and gradient.per_parameter and ravel_pytree(params)[0].size > MAX_PARAMETERS
 
 
 def forward_gradient(problem: Any, params: PyTree, batch: PyTree = None, solver: Any = None) -> Directional:
