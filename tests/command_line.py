@@ -14,6 +14,11 @@ MODULE = [sys.executable, "-m", "implicitexp"]
 def process(command: list[str], line: str, folder: Path, **variables: str) -> tuple[subprocess.CompletedProcess, float]:
     """-> what it did, and how many seconds that took."""
     began = time.perf_counter()
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "110", **variables}
-    done = subprocess.run([*command, *shlex.split(line)], cwd=folder, env=environment, capture_output=True, text=True)
+    full = [*command, *shlex.split(line)]
+    done = subprocess.run(full, cwd=folder, env=environment(**variables), capture_output=True, text=True)
     return done, time.perf_counter() - began
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The tests' own, on the CPU."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "110", **variables}
