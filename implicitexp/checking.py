@@ -3,6 +3,7 @@
 What is compiled for one check serves all later ones.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -15,7 +16,7 @@ from jaxtyping import PyTree
 
 from implicitexp.accuracy import GradientCheck, judge, step_remark
 from implicitexp.cost import Cost, measure_cost, memory_of, timed
-from implicitexp.device import local
+from implicitexp.device import local, uncached
 from implicitexp.experiment import Evaluation, Experiment, batch_at, evaluate
 from implicitexp.reference import Referee, Reference
 from implicitexp.truth.witnesses import Directional, is_directional, program_gradient, strategy_gradient
@@ -51,10 +52,11 @@ class Checked:
 
 
 class Checker:
-    """Checks the gradient of one experiment. `referee` may be shared by experiments of the same problem."""
+    """Checks the gradient of one experiment. `referee` may be shared by experiments of the same problem; `fresh`: do not
+    read the gradient's program from the cache, so that its compilation can be measured."""
 
-    def __init__(self, experiment: Experiment, key: jax.Array, referee: Referee):
-        self.experiment, self.key, self.referee = experiment, key, referee
+    def __init__(self, experiment: Experiment, key: jax.Array, referee: Referee, fresh: bool = False):
+        self.experiment, self.key, self.referee, self.fresh = experiment, key, referee, fresh
         self.alone = dataclasses.replace(experiment, mesh=None)  # what judges is not shared among devices
         self._batch = eqx.filter_jit(batch_at)
         self.memory: PyTree = experiment.problem.memory()  # what is remembered at the update that is examined
@@ -70,7 +72,8 @@ class Checker:
         batch = self._batch(self.experiment, self.key, jnp.asarray(step, jnp.int32), self.memory)
         if self._compiled is None:
             began = time.perf_counter()
-            self._compiled = evaluate.lower(self.experiment, params, batch).compile()
+            with uncached() if self.fresh else contextlib.nullcontext():
+                self._compiled = evaluate.lower(self.experiment, params, batch).compile()
             self.compile_seconds = time.perf_counter() - began
         return self._compiled(self.experiment, params, batch)
 

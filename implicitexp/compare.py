@@ -43,7 +43,7 @@ def compare(problem: Any, solver: Any, strategies: dict[str, Any], settings: Set
                 if label in refused:
                     rows.append(_empty(label, strategy, "undefined", refused[label]))
                     continue
-                checker = Checker(_with(experiment, strategy), key, referee)
+                checker = Checker(_with(experiment, strategy), key, referee, fresh=True)
                 row, reference = _row(label, strategy, checker, params, reference)
                 rows.append(row)
                 _track(row, settings, tracker, parent)

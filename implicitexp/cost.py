@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
+from implicitexp.device import uncached
 from implicitexp.solving import Solve, zero_tap
 from implicitexp.truth.doubles import scalar
 from implicitexp.truth.witnesses import directions, is_directional
@@ -25,7 +26,7 @@ FEWEST = 3
 class Cost:
     """What one gradient costs. `memory_bytes`: XLA's own figure of the temporary memory of the compiled gradient."""
 
-    compile_s: float  # s, tracing and compiling loss and gradient
+    compile_s: float  # s, tracing and compiling loss and gradient; in training as the cache of programs has it
     forward_ms: float  # ms, the loss alone, median after a warm-up
     gradient_ms: float  # ms, loss and gradient together, median after a warm-up
     memory_bytes: int | None  # bytes; None where the backend does not say
@@ -83,9 +84,10 @@ def measure_cost(
 
     directional = is_directional(params, gradient)
     start = time.perf_counter()
-    compiled = jax.jit(along if directional else reverse).lower(arrays, tap).compile()
-    forward_compiled = jax.jit(forward).lower(arrays, tap).compile()
+    with uncached():
+        compiled = jax.jit(along if directional else reverse).lower(arrays, tap).compile()
     compile_s = time.perf_counter() - start
+    forward_compiled = jax.jit(forward).lower(arrays, tap).compile()
     out, gradient_ms = timed(lambda: compiled(arrays, tap), max_seconds)
     _, forward_ms = timed(lambda: forward_compiled(arrays, tap), max_seconds)
     tapped = out[1] if directional else out[1][1]

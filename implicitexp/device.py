@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import AxisType, Mesh
 from jaxtyping import PyTree
 
@@ -52,6 +53,19 @@ def configured(device: str = "auto", precision: str = "float32") -> Iterator[Any
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+@contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """What is compiled here is compiled, and neither read from the cache nor kept: to measure how long it takes."""
+    enabled = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # it looks at the setting once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        reset_cache()
 
 
 def find(device: str) -> Any:
