@@ -73,7 +73,8 @@ def prepared(
     if found is None:
         if len(set(refused.values())) == 1:  # it is the solver that cannot work
             raise ConfigError(next(iter(refused.values())))
-        raise ConfigError("; ".join(f"{label}: {why}" for label, why in refused.items()))
+        reasons = "; ".join(f"{label}: {why}" for label, why in refused.items())
+        raise ConfigError(f"no strategy works here: {reasons}")
     return *found, refused
 
 

@@ -90,8 +90,9 @@ class Composer:
         if not command.multirun:
             for x in given:
                 if x.is_sweep_override():
-                    many = f"{x.input_line}: several values are a sweep, for which -m is missing; a list is [1,2]."
-                    raise ConfigError(many)
+                    raise ConfigError(
+                        f"{x.input_line}: several values are a sweep, for which -m is missing; a list is [1,2]."
+                    )
             presets = [x for x in given if x.key_or_group == "experiment"]
             if presets and (params := self._sweeper_params(given)):
                 keys = ", ".join(text.partition("=")[0] for text in params)

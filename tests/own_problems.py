@@ -51,6 +51,21 @@ class Whole(Kepler):
         return jnp.array(1)
 
 
+class Infinite(Kepler):
+    def init(self, key):
+        return jnp.array(jnp.inf)
+
+
+class Metrics(Kepler):
+    def loss(self, params, batch, solve):
+        return params**2, {"all": jnp.ones(3)}
+
+
+class Steep(Kepler):
+    def loss(self, params, batch, solve):
+        return jnp.sqrt(params - self.init(None))
+
+
 class Picky(Kepler):
     def __check_init__(self):
         raise ValueError("target must be above 2")
@@ -91,8 +106,9 @@ class Cliff(Kepler):
         return -params + 0 * solve(implicitexp.Root(lambda y, p: y**2 + p, 1.0), params).value
 '''
 BROKEN_MODULE = "import implicitexp\nraise RuntimeError('no licence')\nKepler = None\n"
-CLASSES = ("Kepler", "Vector", "Nothing", "NotANumber", "Words", "Whole", "Picky", "Abstract", "Buggy", "Shot", "Doomed",
-           "Cliff")  # fmt: skip
+CLASSES = ("Kepler", "Vector", "Nothing", "NotANumber", "Words", "Whole", "Infinite", "Metrics", "Steep", "Picky",
+           "Abstract", "Buggy", "Shot", "Doomed", "Cliff")  # fmt: skip
+HINTED = "# @package _global_\nproblem:\n  _target_: own.Kepler\n  target: {target}\nhints: {hints}\n"
 YAML = {
     "tab": "_target_: own.Kepler\nmean_anomaly: [1\ntarget: 2\n",
     "list": "- 1\n- 2\n",
@@ -100,7 +116,12 @@ YAML = {
     "classless": "mean_anomaly: 2\n",
     "dangling": "_target_: own.Kepler\ntarget: ${foo.bar}\n",
     "toplevel": "# @package _global_\nstepss: 4\nproblem:\n  _target_: own.Kepler\n",
-    "badhints": "# @package _global_\nproblem:\n  _target_: own.Kepler\nhints:\n  kinds: [rot]\n",
+    "badhints": HINTED.format(target=1.5, hints="{kinds: [rot]}"),
+    "hints_number": HINTED.format(target=1.5, hints="5"),
+    "hints_kinds": HINTED.format(target=1.5, hints="{kinds: root}"),
+    "hints_choices": HINTED.format(target=1.5, hints="{choices: 5}"),
+    "hints_range": HINTED.format(target=1.5, hints="{range: {target: 3}}"),
+    "hints_positive": HINTED.format(target="far", hints="{positive: [target]}"),
     "misfit": "_target_: own.Kepler\ntargett: 2.0\n",
     "misspelt": "_target_: own.Keppler\n",
     "nomodule": "_target_: my_modul.Kepler\n",

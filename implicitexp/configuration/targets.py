@@ -61,7 +61,8 @@ def _why_no_name(module: str, spec: ModuleSpec | None, name: str) -> str | None:
         return None
     if "__getattr__" in names and re.search(rf"\b{name}\b", source):  # a table of names that are imported late
         return None
-    return f"module {module} ({spec.origin}) has no {name!r}{nearest(name, names)}"
+    near = nearest(name, names).removeprefix("; ")
+    return f"module {module} ({spec.origin}) has no {name!r}{near and f' ({near})'}"
 
 
 def _names(statements: list[ast.stmt]) -> Iterator[str]:

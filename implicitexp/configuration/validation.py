@@ -89,6 +89,8 @@ def _check_choices(composed: DictConfig) -> None:
     for key in ("task", "precision"):
         if not (OmegaConf.is_interpolation(composed, key) or OmegaConf.is_missing(composed, key)):
             rules.TOP[key].check(key, composed[key])
+    if "hints" in composed and not isinstance(composed.hints, DictConfig):
+        raise ConfigError("hints: must be a node, as config.yaml explains.")
     choices = OmegaConf.select(composed, "hints.choices", default={})
     if not isinstance(choices, dict | DictConfig):
         raise ConfigError("hints.choices: must be a node of keys and lists, as config.yaml explains.")
@@ -105,8 +107,6 @@ HINTS = {"kinds": list, "positive": list, "range": dict, "choices": dict, "lengt
 
 def _check_hints(hints: Any) -> Config:
     """What a YAML says of itself, in the shape that config.yaml explains."""
-    if not isinstance(hints, dict | None):
-        raise ConfigError("hints: must be a node, as config.yaml explains.")
     hints = hints or {}
     for name, shape in HINTS.items():
         if not isinstance(hints.get(name), shape | None):
