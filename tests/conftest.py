@@ -19,6 +19,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a job in a shell's b
 HOOK = install_import_hook("implicitexp", "beartype.beartype")
 
 import jax
+import own_problems
 import pytest
 
 from implicitexp import device
@@ -48,3 +49,19 @@ def precision(request):
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """A folder with modules and configurations of a user's own."""
+    folder = tmp_path_factory.mktemp("own")
+    own_problems.written(folder)
+    return folder
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    """The same, as the folder in which the command is given."""
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(str(place))
+    return place

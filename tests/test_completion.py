@@ -5,12 +5,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import own_problems
 import pytest
 from command_line import CONSOLE, environment, process
 
 from implicitexp import __main__ as cli
-from implicitexp.errors import ConfigError
 
 SECONDS = 1.0  # for a question of the shell's, as a process; measured 0.33 s
 
@@ -50,13 +48,6 @@ OFFERED = {
     "implicitexp --config-dir absent problem=": "",
     "implicitexp --config-dir conf problem=tab problem.": "",
 }
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("own")
-    own_problems.written(folder)
-    return folder
 
 
 @pytest.mark.parametrize("line", OFFERED)
@@ -106,10 +97,3 @@ def test_the_shell_itself_offers_it(shell, tmp_path):
     variables = environment(PATH=f"{Path(CONSOLE[0]).parent}:{os.environ['PATH']}")
     done = subprocess.run([shell, "-c", SHELLS[shell]], cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("+problem=root +problem=root_kepler\n", "")
-
-
-def test_completion_is_the_console_script_s(monkeypatch):
-    """Hydra would take over the completion of `python` itself."""
-    monkeypatch.setattr("sys.argv", ["/here/implicitexp/__main__.py"])
-    with pytest.raises(ConfigError, match="implicitexp -sc install=bash"):
-        cli.dispatch(["-sc", "install=bash"])

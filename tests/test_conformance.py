@@ -158,17 +158,6 @@ def test_the_command_prints_a_table_and_ends_with_one(capsys):
     assert "1 of 2 checks failed" in printed
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], ["check what?"]),
-        (["implicitexp.problems.Keplr"], ["Keplr", "Kepler"]),
-        (["implicitexp.problems.Kepler", "target"], ["name=value"]),
-        (["implicitexp.problems.Kepler", "target=abc", "x=1"], ["problem", "x"]),
-        (["implicitexp.solvers.Newton"], ["Newton", "AbstractProblem"]),
-    ],
-)
-def test_what_cannot_be_checked_is_refused(arguments, words):
-    with pytest.raises(ConfigError) as refusal:
-        commands.check(arguments)
-    assert all(word in str(refusal.value) for word in words), str(refusal.value)
+def test_what_does_not_fit_the_class_is_refused():
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'x'. It takes mean_anomaly, target"):
+        commands.check(["implicitexp.problems.Kepler", "target=abc", "x=1"])
