@@ -95,7 +95,7 @@ class Training:
         self._sent: deque[Chunk] = deque()  # whose results have not been looked at
         self._heard = 0.0  # s, when the last result was
         self.pending: dict[str, Any] = {}  # metrics of a check, which go into the line of the update at the same step
-        self.speed = 0.0  # updates a second
+        self.speed = 1.0  # updates a second
         self._look()
 
     @property
@@ -163,7 +163,7 @@ class Training:
         """Keep AHEAD chunks on their way, of as many updates as take about SECONDS_A_CHUNK, and none beyond the next check."""
         end = min(self.step - self.step % self.every + self.every, self.settings.steps)
         first = self.step + sum(chunk.count for chunk in self._sent)
-        while first < end and not self.due() and len(self._sent) < (AHEAD if self.speed else 1):
+        while first < end and not self.due() and len(self._sent) < AHEAD:
             count = max(1, min(end - first, CHUNK, int(self.speed * SECONDS_A_CHUNK)))
             if jax.process_count() > 1:  # all processes have to make the same calls, whatever their clocks say
                 count = min(end - first, CHUNK)
@@ -239,6 +239,7 @@ def _loop(training: Training, folder: Folder, tracked: Any, bar: Any) -> tuple[s
     try:
         training.check()
         training.cost = training.checker.cost(training.state.params, 0)
+        training.speed = 1e3 / training.cost.gradient_ms
         with training.timed():
             while training.step < steps and training.fault is None and training.ended is None:
                 log(training.advance())
