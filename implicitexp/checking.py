@@ -71,6 +71,8 @@ class Checker:
         """Loss and gradient by the strategy, and the statistics of the solves: what the update of that step sees."""
         batch = self._batch(self.experiment, self.key, jnp.asarray(step, jnp.int32), self.memory)
         if self._compiled is None:
+            if self.fresh:
+                jax.clear_caches()  # traces of the solver that another strategy left: a process of its own has none
             began = time.perf_counter()
             with uncached() if self.fresh else contextlib.nullcontext():
                 self._compiled = evaluate.lower(self.experiment, params, batch).compile()
