@@ -1,5 +1,6 @@
 """MLflow's record: read back through MLflow's own client, and out of reach."""
 
+import queue
 import signal
 import socket
 import sqlite3
@@ -188,3 +189,23 @@ def test_a_dashboard_needs_a_store_and_a_port(tmp_path: Path) -> None:
 def test_the_dashboard_of_a_server_is_the_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert tracking.dashboard("http://host:5000") == 0
     assert "open http://host:5000" in capsys.readouterr().out
+
+
+def test_metrics_of_a_run_go_together(monkeypatch):
+    """In a row they are one message, with the time of the last; any other message, or a second's silence, ends the row."""
+    monkeypatch.setattr(pipe, "PACE", 0.05)
+
+    def log(run, step):
+        return {"op": "log", "run": run, "rows": [(step, {"loss": 1.0})], "time": step}
+
+    outbox = queue.SimpleQueue()
+    for message in [log("a", 0), log("a", 1), {"op": "tags", "run": "a"}, log("a", 2), log("b", 3)]:
+        outbox.put(message)
+    sent = pipe.paced(outbox)
+    first = next(sent)
+    assert ([step for step, _ in first["rows"]], first["time"]) == ([0, 1], 1)
+    assert next(sent)["op"] == "tags"
+    assert [next(sent)["run"] for _ in range(2)] == ["a", "b"]  # the last one without anything after it
+    outbox.put(log("b", 4))
+    outbox.put(None)
+    assert [message["time"] for message in sent] == [4]

@@ -34,8 +34,9 @@ SHOT = TRAINER + "tracker.close(60); print('ready', flush=True); time.sleep(60)\
 INTERRUPTED = (
     TRAINER
     + """
-tracker.close(60); print('ready', flush=True)
+tracker.close(60)
 try:
+    print('ready', flush=True)  # in here, for the signal may come before the next statement
     time.sleep(60)
 except KeyboardInterrupt:
     run.finish("killed"); print(tracker.close(60).warning)

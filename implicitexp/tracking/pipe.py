@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ ROOT = Path(__file__).parents[2]  # where the package is found, installed or not
 SHARED = (
     "IMPLICITEXP_MLFLOW"  # in the environment: the socket of another process's MLflow process, which takes our runs too
 )
+PACE = 1.0  # s, that metrics wait for others to go with them
 LAST_WORDS = 2.0  # s, at the interpreter's exit, for messages that are still on their way into the pipe
 
 Message = dict[str, Any]
@@ -73,6 +76,34 @@ class Connected:
         return "the process that keeps MLflow for this sweep is gone"
 
 
+def paced(outbox: "queue.SimpleQueue[Message | None]") -> Iterator[Message]:
+    """The messages up to a None; metrics of a run in a row become one message every PACE seconds.
+
+    A store takes longer for ten small batches than training takes for the updates that are in them.
+    """
+    held: Message | None = None
+    due = 0.0
+    while True:
+        try:
+            message = outbox.get(timeout=None if held is None else max(0.0, due - time.monotonic()))
+        except queue.Empty:
+            message = held
+            held = None
+        else:
+            if held and message and message["op"] == "log" and message["run"] == held["run"] and time.monotonic() < due:
+                held = {**message, "rows": held["rows"] + message["rows"]}
+                continue
+            if held:
+                yield held
+                held = None
+            if message and message["op"] == "log":
+                held, due = message, time.monotonic() + PACE
+                continue
+        if message is None:
+            return
+        yield message
+
+
 class Process:
     """MLflow's process, seen from ours. All methods return at once but `flush`."""
 
@@ -116,7 +147,7 @@ class Process:
 
     def _write(self) -> None:
         # The process may be gone, which the listener reports; then messages go nowhere, instead of into memory.
-        while (message := self.outbox.get()) is not None:
+        for message in paced(self.outbox):
             with contextlib.suppress(OSError, ValueError):
                 self.end.messages.write(json.dumps(message) + "\n")
                 self.end.messages.flush()
