@@ -70,7 +70,7 @@ class AbstractIteration(AbstractSolver):
             args,
             options=options_of(equation),
             max_steps=self.max_steps,
-            adjoint=LoopAdjoint(loop),
+            adjoint=LoopAdjoint(loop) if loop.adjoint is None else loop.adjoint,
             throw=False,
         )
         return sol.value, stats(sol.result == optx.RESULTS.successful, sol.stats["num_steps"], sol.value)

@@ -21,10 +21,13 @@ class Loop(eqx.Module):
 
     `plain` is a while loop: the fastest, differentiable in forward mode only. `checkpointed` can be backpropagated
     through, keeping `checkpoints` states (None: the logarithm of the largest number of steps) and recomputing others.
+    `adjoint`, in place of either: an object of the library that solves, or of `implicitexp.adjoints`, by which it builds
+    its loop.
     """
 
     kind: Literal["plain", "checkpointed"] = eqx.field(static=True, default="plain")
     checkpoints: int | None = eqx.field(static=True, default=None)
+    adjoint: Any = None
 
 
 PLAIN = Loop()

@@ -48,7 +48,8 @@ class AbstractQuadrature(AbstractSolver):
 
     def run(self, equation: Integral, args: PyTree, loop: Loop) -> tuple[PyTree, Stats]:
         """The rule; a checkpointed loop is unrolled, a plain one keeps its mesh when it is differentiated."""
-        adjoint = UnrolledAdjoint() if loop.kind == "checkpointed" else quadax.DirectAdjoint()
+        own = UnrolledAdjoint() if loop.kind == "checkpointed" else quadax.DirectAdjoint()
+        adjoint = own if loop.adjoint is None else loop.adjoint
         return self.integrate(equation.integrand, equation.lower, equation.upper, args, adjoint=adjoint)
 
 

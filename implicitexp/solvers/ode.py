@@ -17,6 +17,8 @@ from .base import AbstractSolver, Loop, resolve_tolerance, stats
 
 def loop_adjoint(loop: Loop) -> dfx.AbstractAdjoint:
     """Diffrax's name for a loop: its plain one can be differentiated in forward mode only."""
+    if loop.adjoint is not None:
+        return loop.adjoint
     if loop.kind == "plain":
         return dfx.ForwardMode()
     return dfx.RecursiveCheckpointAdjoint(checkpoints=loop.checkpoints)
