@@ -256,7 +256,7 @@ def test_eager_gradient(kind, strategy, float64):
     assert abs(gradient / exact - 1) < max(tolerance(kind, strategy), STEPPED)
 
 
-@pytest.mark.parametrize("strategy", [Implicit(), Unroll()], ids=["implicit", "unroll"])
+@pytest.mark.parametrize("strategy", [Implicit(), Unroll(), Unroll(last=3)], ids=["implicit", "unroll", "last"])
 def test_eager_gradient_by_a_plain_number(strategy):
     """`jax.grad(f)(0.1)` without jit hands the number itself, no array, to the derivative rules. Kepler's equation:
     dE/de = sin E / (1 - e cos E)."""
