@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from implicitexp import solvers
+from implicitexp.adjoints.linear_map import linear_map
 from implicitexp.equations import ODE, AbstractEquation, FixedPoint, Integral, Root, Solution, Stats
 from implicitexp.errors import Unsupported
-from implicitexp.linear_map import linear_map
 from implicitexp.strategies.base import KIND_WORDS, AbstractStrategy, Backward, Call, Split, differentiable
 from implicitexp.strategies.implicit import Implicit
 from implicitexp.truth import mixed_precision as mixed_precision  # repairs JAX when it is imported

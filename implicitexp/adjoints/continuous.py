@@ -1,22 +1,29 @@
-"""The continuous adjoint of an ODE: lambda' = -(dF/dz)^T lambda backwards, dL/dtheta = integral (dF/dtheta)^T lambda.
+"""The framework's continuous adjoints: a solve by one of its solvers (`Call`), cut by a strategy (`Split`), as what the
+adjoints of this folder take.
 
-`gauss`: z comes from the forward solve's steps, see `gauss.py`. `backsolve`: z, lambda and the integral are solved
-backwards together (R. T. Q. Chen et al. 2018): no memory, and wrong where the ODE backwards is unstable.
+`gauss`: the state comes from the forward solve's steps, see `trajectory.py`, `walk.py`, `gauss.py`. `backsolve`: the
+state is solved backwards as well, see `backsolve.py`. Forward mode: `sensitivity.py`.
 """
 
 from typing import Any, Literal
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from implicitexp.solvers.base import all_finite
 from implicitexp.solvers.ode import succeeded
 
-from .gauss import GaussWalk, Mesh, Outputs
+from .backsolve import Nodes, backsolve
+from .gauss import ByNodes
+from .linear_stages import for_linear
+from .sensitivity import along, at_moving_times
+from .trajectory import Flow, Mesh, Trajectory, plain, storage
+from .walk import Backward, Outputs, Walk, for_state
 
 MethodName = Literal["gauss", "backsolve"]
+AtOutputs = tuple[Array, PyTree, PyTree]  # times, values, cotangents
 
 
 class Tolerances(eqx.Module):
@@ -26,77 +33,130 @@ class Tolerances(eqx.Module):
     atol: Any = None
     max_steps: int | None = eqx.field(static=True, default=None)
 
-
-class Backward(eqx.Module):
-    """The adjoint state at t0, the parameters' part, and what is known of the backward solves."""
-
-    adjoint: PyTree
-    theta: list[Array]
-    converged: Array
-    steps: Array
+    def given(self) -> dict[str, Any]:
+        return {"rtol": self.rtol, "atol": self.atol}
 
 
-def outputs(equation: Any, value: PyTree, cotangent: PyTree) -> Outputs:
+class _Field(eqx.Module):
+    """dy/ds of a split call, s = direction t."""
+
+    split: Any
+    direction: Array
+
+    def __call__(self, theta: list[Array], s: Any, y: PyTree) -> PyTree:
+        call = self.split.call(theta)
+        slope = call.equation.field(self.direction * s, y, call.args)
+        return jax.tree.map(lambda f: self.direction.astype(f.dtype) * f, slope)
+
+
+def direction_of(equation: Any) -> Array:
+    return jnp.where(equation.t1 < equation.t0, -1, 1).astype(equation.t0.dtype)
+
+
+def flow_of(split: Any) -> Flow:
+    return Flow((_Field(split, direction_of(split.call().equation)),), split.theta)
+
+
+def outputs(equation: Any, value: PyTree, cotangent: PyTree) -> AtOutputs:
     """Output times in the order of time, and value and cotangent there: one kind of output, t1 or ts."""
     if equation.ts is not None:
         return equation.ts, value, cotangent
     return jax.tree.map(lambda x: x[None], (equation.t1, value, cotangent))
 
 
-def by_gauss(split: Any, tolerances: Tolerances, at: Outputs, mesh: Mesh) -> Backward:
+def solve_with_mesh(call: Any) -> tuple[PyTree, Mesh, Array, Array]:
+    """-> value, mesh, converged, steps."""
+    equation, solver = call.equation, call.solver
+    method, direction = solver.stepper(equation.y0), direction_of(equation)
+    store = storage(solver.max_steps, _step_info(call, method), equation.y0)
+    saved = dfx.SubSaveAt(t1=True) if equation.ts is None else dfx.SubSaveAt(ts=equation.ts)
+    kept = dfx.SubSaveAt(t0=True, steps=True, fn=_state if store == "steps" else _time)
+    dense = store == "stages"
+    saveat = dfx.SaveAt(subs=(saved,) if dense else (saved, kept), dense=dense)
+    sol = solver.integrate(equation.field, equation.y0, equation.t0, equation.t1, call.args, saveat=saveat)
+    value = jax.tree.map(lambda y: y[0], sol.ys[0]) if equation.ts is None else sol.ys[0]
+    if dense:
+        times, held = sol.interpolation.ts, {"infos": sol.interpolation.infos}
+    else:
+        times, held = direction * sol.ts[1], {"states": sol.ys[1]} if store == "steps" else {}
+    return value, Mesh.of(times, sol.stats["num_accepted_steps"], **held), succeeded(sol), sol.stats["num_steps"]
+
+
+def _step_info(call: Any, method: Any) -> PyTree:
+    """Shapes of what a step leaves for its interpolation."""
+
+    def info():
+        equation = call.equation
+        terms, y, t0, t1 = dfx.ODETerm(equation.field), equation.y0, equation.t0, equation.t1
+        state = method.init(terms, t0, t1, y, call.args)
+        return method.step(terms, t0, t1, y, call.args, state, jnp.array(False))[2]
+
+    return jax.eval_shape(info)
+
+
+def _state(t: Any, y: PyTree, args: PyTree) -> PyTree:
+    return y
+
+
+def _time(t: Any, y: PyTree, args: PyTree) -> Any:
+    return t
+
+
+def by_gauss(split: Any, tolerances: Tolerances, at: AtOutputs, mesh: Mesh) -> Backward:
     """The adjoint by `gauss`; `at` is what `outputs` returned."""
-    return Backward(*GaussWalk(split, mesh, at, tolerances)())
+    call = split.call()
+    y0, solver, given = call.equation.y0, call.solver, tolerances.given()
+    times, _, cotangents = at
+    ahead = Outputs(direction_of(call.equation) * times, cotangents, jnp.array(times.size, jnp.int32))
+    trajectory = Trajectory(flow_of(split), plain(solver.stepper(y0)), mesh, y0)
+    method, controller = solver.stepper(y0, **given), solver.controller(y0, **given)
+    return Walk(trajectory, ahead, for_linear(method), for_state(controller), ByNodes(), tolerances.max_steps)()
 
 
-def by_backsolve(split: Any, tolerances: Tolerances, at: Outputs) -> Backward:
+def by_backsolve(split: Any, tolerances: Tolerances, at: AtOutputs) -> Backward:
     """Integrate backwards from the last output to t0, output by output."""
     call = split.call()
+    equation, direction = call.equation, direction_of(call.equation)
     times, values, cotangents = at
-    below = jnp.concatenate([call.equation.t0[None], times[:-1]])
 
-    def step(carry, x):
-        upper, lower, value, cotangent = x
-        adjoint, theta, converged, steps = carry
-        adjoint = jax.tree.map(jnp.add, adjoint, cotangent)
-        adjoint, part, ok, n = _segment(call, split, tolerances, upper, lower, value, adjoint)
-        return (adjoint, jax.tree.map(jnp.add, theta, part), converged & ok, steps + n), None
+    def integrate(fields, state, upper, lower):
+        sol = call.solver.integrate(
+            lambda s, state, _: fields[0](s, state),
+            state,
+            upper,
+            lower,
+            None,
+            rtol=tolerances.rtol,
+            atol=tolerances.atol,
+            max_steps=tolerances.max_steps,
+        )
+        return jax.tree.map(lambda y: y[0], sol.ys), succeeded(sol), sol.stats["num_steps"]
 
-    start = (
-        jax.tree.map(jnp.zeros_like, call.equation.y0),
-        jax.tree.map(jnp.zeros_like, split.theta),
-        jnp.array(True),
-        jnp.array(0, jnp.int32),
+    nodes = Nodes(direction * times, values, cotangents)
+    return backsolve(flow_of(split), direction * equation.t0, equation.y0, nodes, integrate)[0]
+
+
+def sensitivities(split: Any, tangents: list[Array]) -> tuple[PyTree, Array, Array]:
+    """-> tangents of the value (leading axis: direction), converged, steps. `tangents`: leading axis a direction."""
+    flow, call = flow_of(split), split.call()
+    equation, solver, direction = call.equation, call.solver, direction_of(call.equation)
+
+    def moved(of: Any) -> Any:
+        return jax.vmap(lambda t: jax.jvp(lambda theta: of(split.call(theta).equation), (split.theta,), (t,))[1])(
+            tangents
+        )
+
+    s0, s1 = direction * equation.t0, direction * equation.t1
+    start = moved(lambda e: (e.y0, direction * e.t0))
+    fields, state = along(flow, equation.y0, s0, start, tangents)
+    times, moved_times = (
+        (s1[None], moved(lambda e: e.t1[None]))
+        if equation.ts is None
+        else (direction * equation.ts, moved(lambda e: e.ts))
     )
-    final, _ = jax.lax.scan(step, start, (times, below, values, cotangents), reverse=True)
-    adjoint, theta, converged, steps = final
-    return Backward(adjoint, theta, converged & all_finite((adjoint, theta)), steps)
-
-
-def _segment(call, split, tolerances, upper, lower, value, adjoint):
-    """One segment: z, lambda and theta's integral in one system, all in the error test."""
-
-    def field(t, state, args):
-        call, split = args
-        z, w, _ = state
-        slope, pullback = jax.vjp(lambda z, theta: _slope(split, theta, t, z), z, split.theta)
-        by_z, by_theta = pullback(w)
-        return slope, jax.tree.map(jnp.negative, by_z), jax.tree.map(jnp.negative, by_theta)
-
-    sol = call.solver.integrate(
-        field,
-        (value, adjoint, jax.tree.map(jnp.zeros_like, split.theta)),
-        upper,
-        lower,
-        (call, split),
-        rtol=tolerances.rtol,
-        atol=tolerances.atol,
-        max_steps=tolerances.max_steps,
-    )
-    _, adjoint, theta = jax.tree.map(lambda y: y[0], sol.ys)
-    return adjoint, theta, succeeded(sol), jnp.asarray(sol.stats["num_steps"], jnp.int32)
-
-
-def _slope(split: Any, theta: list[Array], t: Array, z: PyTree) -> PyTree:
-    """F(t, z) with the parameters theta."""
-    call = split.call(theta)
-    return call.equation.field(t, z, call.args)
+    saveat = dfx.SaveAt(t1=True) if equation.ts is None else dfx.SaveAt(ts=times)
+    sol = solver.integrate(lambda s, state, _: fields[0](s, state), state, s0, s1, None, saveat=saveat)
+    states, columns = sol.ys
+    columns = at_moving_times(flow, times, states, columns, direction * moved_times)
+    value = jax.tree.map(lambda x: x[:, 0], columns) if equation.ts is None else columns
+    return value, succeeded(sol), sol.stats["num_steps"]

@@ -1,68 +1,66 @@
-"""Forward sensitivities of an ODE: the state and its tangents in one system, under one error test.
+"""Forward sensitivities of an ODE: the state and its tangents in one system.
 
-S' = (dF/dz) S + (dF/dtheta) dtheta, S(t0) = dz0 (J. R. Leis and M. A. Kramer 1988, "The simultaneous solution and
-sensitivity analysis of systems described by ordinary differential equations", ACM TOMS 14). Time is rescaled to
-s in [0, 1], t = t0 + s (t1 - t0), so that t0 and t1 are parameters like all others.
+S' = (dF/dy) S + (dF/dtheta) dtheta (J. R. Leis and M. A. Kramer 1988, "The simultaneous solution and sensitivity
+analysis of systems described by ordinary differential equations", ACM TOMS 14), S(s0) = dy0 - F(s0, y0) ds0, so that the
+start moves like everything else; a value at a time s that moves has S(s) + F(s, y) ds.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-import diffrax as dfx
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from implicitexp.solvers.ode import succeeded
+from .trajectory import Flow
+
+Integrate = Callable[[list[Callable], PyTree], PyTree]  # fields (s, state) -> ds, state at s0 -> states at the outputs
 
 
-def sensitivities(split: Any, tangents: list[Array]) -> tuple[PyTree, Array, Array]:
-    """-> tangents of the value (leading axis: direction), converged, steps. `tangents`: leading axis a direction."""
-    call = split.call()
-    equation, solver = call.equation, call.solver
-    span = equation.t1 - equation.t0
-    safe = jnp.where(span == 0, 1, span)
+def along(flow: Flow, y0: PyTree, s0: Any, moved_start: tuple[PyTree, Array], tangents: list[Array]) -> PyTree:
+    """The augmented system: -> its fields, one a part of the flow, and its start (y0, S(s0)).
 
-    def start(theta):
-        return split.call(theta).equation.y0
+    Leading axis of every tangent: direction. `moved_start`: tangents of y0 and s0; `tangents`: of the flow's theta.
+    """
 
-    def field(theta, s, y):
-        moved = split.call(theta)
-        t0, t1 = moved.equation.t0, moved.equation.t1
-        slope = moved.equation.field(t0 + s * (t1 - t0), y, moved.args)
-        return jax.tree.map(lambda f: f * (t1 - t0).astype(f.dtype), slope)
+    def augmented(part):
+        def field(s, state):
+            y, columns = state
+            slope, linear = jax.linearize(lambda theta, y: part(theta, s, y), flow.theta, y)
+            return slope, jax.vmap(linear)(tangents, columns)
 
-    def each(fn, *primals):
-        return lambda t, *moving: jax.jvp(fn, (split.theta, *primals), (t, *moving))[1]
+        return field
 
-    def augmented(s, state, _):
-        y, tangent_y = state
-        slope = field(split.theta, s, y)
-        moved = jax.vmap(each(lambda theta, y: field(theta, s, y), y))(tangents, tangent_y)
-        return slope, moved
-
-    initial = (equation.y0, jax.vmap(each(start))(tangents))
-    zero, one = jnp.zeros_like(span), jnp.ones_like(span)
-    if equation.ts is None:
-        sol = _unit(solver, safe).integrate(augmented, initial, zero, one, None)
-        return jax.tree.map(lambda x: x[0], sol.ys[1]), succeeded(sol), sol.stats["num_steps"]
-    at = jnp.clip((equation.ts - equation.t0) / safe, 0, 1)
-    sol = _unit(solver, safe).integrate(augmented, initial, zero, one, None, saveat=dfx.SaveAt(ts=at))
-    values, columns = sol.ys
-    columns = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), columns)
-    drift = jax.vmap(lambda t: jax.jvp(lambda theta: _scaled_times(split, theta), (split.theta,), (t,))[1])(tangents)
-    slopes = jax.vmap(lambda s, y: field(split.theta, s, y))(at, values)
-    moved = jax.tree.map(lambda c, f: c + jnp.einsum("dt,t...->dt...", drift.astype(f.dtype), f), columns, slopes)
-    return moved, succeeded(sol), sol.stats["num_steps"]
+    dy0, ds0 = moved_start
+    slope = flow.slope(flow.theta, s0, y0)
+    return [augmented(part) for part in flow.parts], (
+        y0,
+        jax.tree.map(lambda c, f: c - along_times(ds0, f), dy0, slope),
+    )
 
 
-def _scaled_times(split: Any, theta: list[Array]) -> Array:
-    equation = split.call(theta).equation
-    return (equation.ts - equation.t0) / (equation.t1 - equation.t0)
+def at_moving_times(flow: Flow, times: Array, states: PyTree, columns: PyTree, moved: Array) -> PyTree:
+    """Tangents of y(s) where s moves. `times`: T; leading axes of `states`: T, of `columns`: T, direction; `moved`:
+    direction, T. -> leading axes direction, T."""
+    slopes = jax.vmap(lambda s, y: flow.slope(flow.theta, s, y))(times, states)
+    return jax.tree.map(
+        lambda c, f: jnp.moveaxis(c, 1, 0) + jnp.einsum("dt,t...->dt...", moved.astype(f.dtype), f), columns, slopes
+    )
 
 
-def _unit(solver: Any, span: Array) -> Any:
-    """The solver with its first (or fixed) step in units of the whole interval."""
-    if solver.dt0 is None:
-        return solver
-    return eqx.tree_at(lambda s: s.dt0, solver, jnp.abs(solver.dt0 / span))
+def along_times(moved: Array, slope: Array) -> Array:
+    """F ds for every direction."""
+    return moved.reshape(-1, *(1,) * slope.ndim).astype(slope.dtype) * slope
+
+
+def largest_column(rms: Callable[[PyTree], Any], in_error_test: bool) -> Callable[[PyTree], Any]:
+    """The norm of an error test on (y, S): the largest of y's and every column's, so that more columns do not loosen it;
+    or y's alone."""
+
+    def of_both(state):
+        y, columns = state
+        if not in_error_test or not jax.tree.leaves(columns):
+            return rms(y)
+        return jnp.maximum(rms(y), jnp.max(jax.vmap(rms)(columns)))
+
+    return of_both

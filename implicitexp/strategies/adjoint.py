@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import quadax
 from jaxtyping import Array, PyTree
 
-from implicitexp.adjoints import continuous, gauss
+from implicitexp.adjoints import continuous
 from implicitexp.adjoints.continuous import MethodName, Tolerances
 from implicitexp.adjoints.iterated import Iterated, PreconditionerName, factor, precondition, unit
 from implicitexp.equations import Stats
@@ -99,7 +99,7 @@ class ContinuousCell(AbstractCell):
         if self.method == "backsolve":
             value, statistics = call.run()
             return value, statistics, (split, value, None)
-        value, mesh, converged, steps = gauss.solve_with_mesh(call)
+        value, mesh, converged, steps = continuous.solve_with_mesh(call)
         return value, stats(converged, steps, value), (split, value, mesh)
 
     def push(self, residuals, tangents: list[Array]) -> PyTree:
