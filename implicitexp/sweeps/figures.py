@@ -38,7 +38,8 @@ def matrix_figure(of: Matrix, title: str) -> "Figure":
     left, right = figure.subplots(1, 2, sharey=True)
     errors = {at: _shown_error(row) for at, row in of.cells.items()}
     _matrix(left, of, errors, "relative error of the gradient")
-    _matrix(right, of, {at: ratio(row) for at, row in of.cells.items()}, "time of a gradient, in forward solves")
+    times = {at: ratio(row) if row.status == "finished" else None for at, row in of.cells.items()}
+    _matrix(right, of, times, "time of a gradient, in forward solves")
     return figure
 
 
@@ -76,7 +77,7 @@ def _cell_text(row: Row | None, value: float | None, is_error: bool) -> str:
         return f"{'< ' if bound else ''}{value:.1e}" if is_error else f"{value:.{2 if value < 100 else 3}g}"
     if is_error and row.absolute_error is not None:
         return f"absolute\n{row.absolute_error:.1e}"
-    return matrix_cell(row) if is_error or row.gradient_ms is None else "-"
+    return matrix_cell(row) if is_error or row.status != "finished" else "-"
 
 
 def points_figure(rows: Sequence[Row], title: str) -> "Figure":
