@@ -6,68 +6,85 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from implicitexp.equations import Stats
 from implicitexp.solvers.algebraic import options_of
 from implicitexp.solvers.base import stats
 
+from .optimistix_private import Inputs, constant, run
 
-class _Run(eqx.Module):
-    """A solver, iterated by hand through Optimistix's public methods `init`, `step`, `terminate`."""
 
-    method: Any
-    equation: Any
-    args: PyTree
-    options: dict[str, Any]
+class Truncated(optx.AbstractAdjoint):
+    """Differentiate the last iterations of the solver, everything before them held constant (A. Shaban et al. 2019,
+    "Truncated back-propagation for bilevel optimization", AISTATS).
 
-    def with_aux(self, y, args):
-        """Optimistix's solvers see fn -> (value, aux). One that finds roots sees a fixed point as the root of fn - y."""
-        value = self.equation.fn(y, args)
-        if self.equation.kind == "fixed_point" and not isinstance(self.method, optx.AbstractFixedPointSolver):
-            value = jax.tree.map(jnp.subtract, value, y)
-        return value, None
+    For y <- T(y) from near a fixed point the error is (dT/dy)^last dy, as of `Neumann(last)`; the iterates are those that
+    the solver took, Anderson's mixing or Newton's steps, which are differentiated as they stand. A solve of fewer
+    iterations than `last` is differentiated whole, its start held. The solver runs twice: once to learn how many iterations
+    it takes, once more to k before the end. `last` states are kept. Forward and reverse mode, of any order.
 
-    def init(self, y):
-        shape, aux = jax.eval_shape(self.with_aux, y, self.args)
-        return self.method.init(self.with_aux, y, self.args, self.options, shape, aux, frozenset())
+    A solver that solves linear systems differentiates these: with one that raises, such as Lineax's LU of a singular matrix,
+    one lane of a batch ends the program (lineax#117).
+    """
 
-    def step(self, y, state):
-        y, state, _ = self.method.step(self.with_aux, y, self.args, self.options, state, frozenset())
-        return y, state
+    last: int = eqx.field(static=True)
 
-    def terminate(self, y, state):
-        return self.method.terminate(self.with_aux, y, self.args, self.options, state, frozenset())
+    def __check_init__(self):
+        if self.last < 1:
+            raise ValueError(f"Truncated needs at least one iteration, not {self.last}.")
+
+    def apply(self, primal_fn, rewrite_fn, inputs, tags):
+        del rewrite_fn, tags
+        live = Inputs(*inputs)
+        live = live._replace(y0=constant(live.y0))
+        held = constant(live)
+        _, outcome = run(primal_fn, held)
+        y, aux = _last_iterations(held, live, outcome.steps, outcome.result, self.last)
+        return y, outcome._replace(aux=aux)
+
+
+def _last_iterations(held: Inputs, live: Inputs, steps: Array, result: Any, k: int) -> tuple[PyTree, PyTree]:
+    """-> y and aux after `steps` iterations, of which the last k are those of `live`."""
+    shapes, aux_shapes = held.structures
+    state = held.solver.init(held.fn, held.y0, held.args, held.options, shapes, aux_shapes, held.tags)
+    aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux_shapes)
+    carry, static = eqx.partition((held.y0, state, aux), eqx.is_array)
+
+    def advance(inputs: Inputs, carry: PyTree) -> PyTree:
+        y, state, _ = eqx.combine(carry, static)
+        moved = inputs.solver.step(inputs.fn, y, inputs.args, inputs.options, state, inputs.tags)
+        return jax.tree.map(_typed_as, carry, eqx.filter(moved, eqx.is_array))
+
+    before = jnp.maximum(steps - k, 0)
+    carry = jax.tree.map(lambda x: _typed_as(x, x), carry)
+    carry = constant(jax.lax.fori_loop(0, before, lambda _, c: advance(held, c), carry))
+
+    def maybe(carry, i):
+        return jax.lax.cond(i < steps - before, lambda c: advance(live, c), lambda c: c, carry), None
+
+    carry, _ = jax.lax.scan(maybe, carry, jnp.arange(k))
+    y, state, aux = eqx.combine(carry, static)
+    y, aux, _ = live.solver.postprocess(live.fn, y, aux, live.args, live.options, state, live.tags, result)
+    return y, aux
+
+
+def _typed_as(like: Any, x: Any) -> Array:
+    """x in the type of `like`, and not weakly: a loop wants the same type in each of its steps."""
+    return jax.lax.convert_element_type(x, like.dtype)
 
 
 def last_steps(call: Any, k: int) -> tuple[PyTree, Stats]:
-    """Solve `call` (a root or a fixed point); the derivative sees the last k iterations.
-
-    The solver runs twice: once to learn how many iterations it takes, once more, stopping k before the end. The last k
-    are then done again on the differentiable path. A solve of fewer than k iterations is unrolled whole.
-    """
-    # An array again: of the number in an eager `jax.grad(f)(0.3)` the number itself is left.
-    constant = jax.tree.map(lambda x: jnp.asarray(jax.lax.stop_gradient(x)) if eqx.is_array(x) else x, call)
-    _, statistics = constant.run()
-    method = call.solver.method(*call.solver.tolerances(call.equation.y0))
-    frozen = _Run(method, constant.equation, constant.args, options_of(call.equation))
-    live = _Run(method, call.equation, call.args, options_of(call.equation))
-    y0 = constant.equation.y0
-    before = jnp.maximum(statistics.steps - k, 0)
-    state = frozen.init(y0)
-    dynamic, static = eqx.partition((y0, state), eqx.is_array)
-
-    def advance(run, i, dynamic):
-        del i
-        return eqx.filter(run.step(*eqx.combine(dynamic, static)), eqx.is_array)
-
-    dynamic = jax.lax.fori_loop(0, before, lambda i, d: advance(frozen, i, d), dynamic)
-    dynamic = jax.lax.stop_gradient(dynamic)
-    remaining = statistics.steps - before
-
-    def maybe(dynamic, i):
-        return jax.lax.cond(i < remaining, lambda d: advance(live, i, d), lambda d: d, dynamic), None
-
-    dynamic, _ = jax.lax.scan(maybe, dynamic, jnp.arange(k))
-    value, _ = eqx.combine(dynamic, static)
-    return value, stats(statistics.converged, statistics.steps, value)
+    """Solve `call` (a root or a fixed point); the derivative sees the last k iterations."""
+    equation, solver = call.equation, call.solver
+    sol = (optx.root_find if equation.kind == "root" else optx.fixed_point)(
+        equation.fn,
+        solver.method(*solver.tolerances(equation.y0)),
+        jax.lax.stop_gradient(equation.y0),
+        call.args,
+        options=options_of(equation),
+        max_steps=solver.max_steps,
+        adjoint=Truncated(k),
+        throw=False,
+    )
+    return sol.value, stats(sol.result == optx.RESULTS.successful, sol.stats["num_steps"], sol.value)

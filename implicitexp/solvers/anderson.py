@@ -64,7 +64,7 @@ class AndersonAcceleration(optx.AbstractFixedPointSolver):
         dy = jnp.roll(state.dy, 1, axis=0).at[0].set(flat - state.y_previous)
         dr = jnp.roll(state.dr, 1, axis=0).at[0].set(r - state.r_previous)
         used = jnp.arange(self.history) < filled
-        correction = _correction(jnp.where(used[:, None], dy, 0), jnp.where(used[:, None], dr, 0), r, self.damping)
+        correction = mixed(jnp.where(used[:, None], dy, 0), jnp.where(used[:, None], dr, 0), r, self.damping)
         # The first residual after a (re)start has no predecessor: its difference is never used, because the count of
         # usable columns grows only after the step.
         step = self.damping * r - correction
@@ -84,7 +84,7 @@ class AndersonAcceleration(optx.AbstractFixedPointSolver):
         return y, aux, {}
 
 
-def _correction(
+def mixed(
     dy: Float[Array, "history n"], dr: Float[Array, "history n"], r: Float[Array, " n"], damping: Any
 ) -> Float[Array, " n"]:
     """(dY + b dR) g with the least-squares g; columns are scaled to length one, empty ones stay zero."""

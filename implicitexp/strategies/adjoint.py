@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from implicitexp.adjoints import continuous
 from implicitexp.adjoints.continuous import MethodName, Tolerances
-from implicitexp.adjoints.iterated import Iterated, PreconditionerName, factor, precondition, unit
+from implicitexp.adjoints.iterated import AdjointIteration, PreconditionerName, factor, precondition, unit
 from implicitexp.equations import Stats
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import stats
@@ -49,13 +49,13 @@ class Adjoint(AbstractStrategy):
             return ContinuousCell(Tolerances(self.rtol, self.atol, self.max_steps), self.method)
         if kind == "integral":
             return LeibnizCell(Tolerances(self.rtol, self.atol, self.max_steps))
-        return IteratedCell(Iterated(self.rtol, self.atol, self.max_steps), self.preconditioner)
+        return IteratedCell(AdjointIteration(self.rtol, self.atol, self.max_steps), self.preconditioner)
 
 
 class IteratedCell(AbstractCell):
     """Root: w <- w - B^-T ((df/dy)^T w + c). Fixed point: w <- (dT/dy)^T w + c, the same with B = -1."""
 
-    iterated: Iterated
+    iterated: AdjointIteration
     preconditioner: PreconditionerName = eqx.field(static=True)
 
     def linearize(self, split: Split):
