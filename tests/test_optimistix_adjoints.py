@@ -27,6 +27,11 @@ BROYDEN = Broyden(TOLERANCE, TOLERANCE)
 BFGS = optx.BFGS(1e-14, 1e-14)
 
 
+def rows(table, *fast):
+    """The names of a table's rows; all but the `fast` ones run with the slow tests."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in table]
+
+
 def rotation(size=0.7, seed=0):
     """A contraction by `size` in every direction, not symmetric."""
     q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(N, N)))
@@ -118,7 +123,9 @@ def value(row, adjoint=None, throw=True):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize(
+    "name", rows(EXACT, "iterated-picard", "iterated-root", "reuse-newton", "shine-broyden-refined")
+)
 def test_exact_in_both_modes(name):
     """Within 10 kappa times the solve's own error (about 1e-12), or 1e-10 kappa: the condition of these derivatives is below 10.
     Under jit and vmap; one program gives both."""
@@ -179,7 +186,7 @@ TRUNCATED = {
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", TRUNCATED)
+@pytest.mark.parametrize("name", rows(TRUNCATED, "one_step", "neumann-2", "phantom-6", "shine-chord", "truncated-7"))
 def test_truncated_has_the_error_of_its_theory(name):
     """The derivative is that of the truncated series, so that its error is (1 - B^-1 A)^k times the derivative."""
     problem, solver, adjoint, series = TRUNCATED[name]
@@ -191,6 +198,7 @@ def test_truncated_has_the_error_of_its_theory(name):
     np.testing.assert_allclose(jax.jvp(f, (a,), (c,))[1], expected @ C, rtol=FORMULA, atol=FORMULA)
 
 
+@pytest.mark.slow
 def test_the_error_falls_by_the_contraction(float64):
     """M is 0.7 times a rotation: each term lowers the error by exactly 0.7, over twelve decades."""
     errors = []
@@ -218,6 +226,7 @@ def test_one_step_of_newton_is_implicit_with_the_last_jacobian(float64):
         )
 
 
+@pytest.mark.slow
 def test_shine_is_the_solvers_own_inverse(float64):
     """Broyden's, Anderson's and BFGS's, unrefined: what the solver's final state says, in both modes."""
     a, c = jnp.asarray(A), jnp.asarray(C)
@@ -235,6 +244,7 @@ def test_shine_is_the_solvers_own_inverse(float64):
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.slow
 @pytest.mark.parametrize(("problem", "solver"), [(root, BROYDEN), (fixed_point, ANDERSON), (root, CHORD)])
 def test_refinement_lowers_the_residual(problem, solver):
     """Never up, and to rounding in as many steps as there are unknowns."""
@@ -248,6 +258,7 @@ def test_refinement_lowers_the_residual(problem, solver):
     assert residuals[-1] < 1e-12
 
 
+@pytest.mark.slow
 def test_reports_of_the_adjoint_solve(float64):
     """Its own residual and steps, for each lane; acceleration and a preconditioner save steps."""
 
@@ -274,7 +285,7 @@ def test_reports_of_the_adjoint_solve(float64):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-6, 1e-8, 1e-10, 1e-12])
+@pytest.mark.parametrize("rtol", rows([1e-2, 1e-4, 1e-6, 1e-8, 1e-10, 1e-12], 1e-6))
 def test_the_tolerance_of_iterated_means_what_it_says(rtol):
     """The iteration stops at a residual of the tolerance, so that its error is at most 1 / (1 - 0.7) times as large, and more
     than a hundredth of it: six decades."""
@@ -344,7 +355,7 @@ SECOND = {
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", SECOND)
+@pytest.mark.parametrize("name", rows(SECOND, "reuse"))
 def test_second_derivatives(name):
     """y = (a b)^(1/2) from y^2 = a b: the Hessian by forward over reverse, reverse over forward, reverse over reverse. The
     series converges by a factor of at least three a term, so that 30 terms leave 1e-14."""
@@ -363,6 +374,7 @@ def test_second_derivatives(name):
     np.testing.assert_allclose(tangent, np.array(hessian) @ [1.0, -2.0], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_the_last_steps(float64):
     """Of two steps of Newton's method from a held y: those of the steps themselves."""
 
@@ -390,7 +402,7 @@ ANY = {
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", ANY)
+@pytest.mark.parametrize("name", rows(ANY, "neumann"))
 def test_trees_aux_closures_and_scan(name):
     """A tree of unknowns of two shapes, a parameter that the function closes over, aux, a scan of solves, an unused argument."""
     solver, adjoint = ANY[name]
@@ -417,7 +429,7 @@ def test_trees_aux_closures_and_scan(name):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", ANY)
+@pytest.mark.parametrize("name", rows(ANY, "iterated", "truncated"))
 def test_an_eager_number(name):
     solver, adjoint = ANY[name]
 
@@ -429,6 +441,7 @@ def test_an_eager_number(name):
     np.testing.assert_allclose(jax.grad(y)(0.3), -sine * v / (1 + 0.3 * sine), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_options_and_tags(float64):
     """The box of Newton's options: at the root inside it. The tag of a diagonal Jacobian."""
     a = jnp.array([4.0, 9.0])
@@ -448,7 +461,7 @@ def test_options_and_tags(float64):
         np.testing.assert_allclose(gradient, 0.5 / jnp.sqrt(a), rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ANY)
+@pytest.mark.parametrize("name", rows(ANY, "shine"))
 def test_single_precision(name):
     solver, adjoint = ANY[name]
     kinds = {optx.FixedPointIteration: 1e-6, optx.Newton: 1e-5, AndersonAcceleration: 1e-6}
@@ -464,6 +477,7 @@ def test_single_precision(name):
     assert np.linalg.norm(gradient - exactly) / np.linalg.norm(exactly) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_solution_is_that_of_the_library(float64):
     """Value, statistics, state and aux are what the solver gives under any other adjoint."""
     a = jnp.asarray(A)
