@@ -1,12 +1,12 @@
 """Linear solvers for Lineax, and so for everything that takes one: `optx.Newton(linear_solver=...)`,
-`optx.ImplicitAdjoint(linear_solver=...)`, `lx.linear_solve(..., solver=...)`. `SmallDense` has a file of its own.
+`optx.ImplicitAdjoint(linear_solver=...)`, `lx.linear_solve(..., solver=...)`. `SmallDense` and `Auto` have files of their own.
 
 Lineax decides what becomes of a solve that fails: `throw=False` returns its result as a flag, but the solves of a derivative
 raise, for a batch too (lineax#117). Where one bad lane must leave the others alone, use an adjoint of `fixed_points.py`.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree
 
-from .linear import DENSE_UP_TO
-from .small_dense import LARGEST, SmallDense
+from .auto_linear import Auto as Auto
+from .auto_linear import Choice as Choice
+from .auto_linear import definite
+from .small_dense import SmallDense as SmallDense
 
 Operator = lx.AbstractLinearOperator
 Solution = tuple[PyTree, lx.RESULTS, dict[str, Any]]
-MEMORY = 2**30  # bytes: a batch of dense matrices that is larger is solved by products instead
 
 
 class NeumannSeries(lx.AbstractLinearSolver):
@@ -122,13 +123,13 @@ def jacobi(operator: Operator) -> Operator:
     """
     diagonal = lx.diagonal(operator)
     inverse = 1 / jnp.where(diagonal == 0, 1, diagonal)
-    if _definite(operator):
+    if definite(operator):
         inverse = jnp.abs(inverse)
     leaves, treedef = jax.tree.flatten(operator.in_structure())
     parts = jnp.split(inverse, list(_ends(leaves))[:-1])
     shaped = [part.reshape(x.shape).astype(x.dtype) for part, x in zip(parts, leaves, strict=True)]
     scaled = lx.DiagonalLinearOperator(jax.tree.unflatten(treedef, shaped))
-    return lx.TaggedLinearOperator(scaled, lx.positive_semidefinite_tag) if _definite(operator) else scaled
+    return lx.TaggedLinearOperator(scaled, lx.positive_semidefinite_tag) if definite(operator) else scaled
 
 
 class Recorded(lx.AbstractLinearSolver):
@@ -172,83 +173,6 @@ class Recorded(lx.AbstractLinearSolver):
         return self.inner.assume_full_rank()
 
 
-class Choice(NamedTuple):
-    """What `Auto` takes, and why."""
-
-    solver: lx.AbstractLinearSolver
-    reason: str
-
-
-class Auto(lx.AbstractLinearSolver):
-    """The solver that the operator's structure (its tags), its size and the number of systems call for.
-
-    `choose(operator)` says which, and why. Diagonal, triangular and tridiagonal systems have methods of their own; up to four
-    unknowns `SmallDense`; up to `DENSE_UP_TO`, or as far as a batch of matrices fits into `MEMORY`, Cholesky for a definite
-    matrix, else LU; above that CG for a definite matrix, else GMRES, to `rtol` and `atol` (None: eps^(3/4)); QR where rows
-    and columns differ in number.
-
-    `batch`: how many systems are solved at once. Under `jax.vmap` a solver sees one of them, and cannot count.
-    """
-
-    batch: int = eqx.field(static=True, default=1)
-    rtol: Any = None
-    atol: Any = None
-    max_steps: int | None = eqx.field(static=True, default=None)
-
-    def choose(self, operator: Operator) -> Choice:
-        """The solver for this operator, and the reason in words."""
-        n, m = operator.in_size(), operator.out_size()
-        if n != m:
-            return Choice(lx.QR(), f"{m} equations for {n} unknowns: least squares or the smallest solution")
-        if lx.is_diagonal(operator):
-            return Choice(lx.Diagonal(well_posed=True), "diagonal: a division")
-        if lx.is_lower_triangular(operator) or lx.is_upper_triangular(operator):
-            return Choice(lx.Triangular(), "triangular: substitution")
-        if n <= LARGEST:
-            return Choice(SmallDense(), f"{n} unknowns, at most {LARGEST}: written out, no call of LAPACK")
-        if lx.is_tridiagonal(operator):
-            return Choice(lx.Tridiagonal(), "tridiagonal: the Thomas algorithm")
-        return self._by_size(operator, n)
-
-    def _by_size(self, operator: Operator, n: int) -> Choice:
-        dtype = jnp.result_type(*(x.dtype for x in jax.tree.leaves(operator.in_structure())))
-        memory = self.batch * n * n * dtype.itemsize
-        default = float(jnp.finfo(dtype).eps) ** 0.75
-        rtol, atol = (default if x is None else x for x in (self.rtol, self.atol))
-        if n <= DENSE_UP_TO and memory <= MEMORY:
-            size = f"{n} unknowns, at most {DENSE_UP_TO}"
-            if _definite(operator):
-                return Choice(lx.Cholesky(), f"{size}, definite: Cholesky")
-            return Choice(lx.LU(), f"{size}, no structure: LU")
-        size = f"{n} unknowns, above {DENSE_UP_TO}"
-        if n <= DENSE_UP_TO:
-            size = f"{self.batch} matrices of {n} by {n}, {memory / 2**30:.1f} GiB, above {MEMORY / 2**30:.1f}"
-        if _definite(operator):
-            return Choice(lx.CG(rtol, atol, max_steps=self.max_steps), f"{size}, definite: CG, by products alone")
-        return Choice(lx.GMRES(rtol, atol, max_steps=self.max_steps), f"{size}, no structure: GMRES, by products alone")
-
-    def init(self, operator: Operator, options: dict[str, Any]) -> PyTree:
-        solver = self.choose(operator).solver
-        return solver, solver.init(operator, options)
-
-    def compute(self, state: PyTree, vector: PyTree, options: dict[str, Any]) -> Solution:
-        solver, inner = state
-        return solver.compute(inner, vector, options)
-
-    def transpose(self, state: PyTree, options: dict[str, Any]) -> tuple[PyTree, dict]:
-        solver, inner = state
-        moved, options = solver.transpose(inner, options)
-        return (solver, moved), options
-
-    def conj(self, state: PyTree, options: dict[str, Any]) -> tuple[PyTree, dict]:
-        solver, inner = state
-        moved, options = solver.conj(inner, options)
-        return (solver, moved), options
-
-    def assume_full_rank(self) -> bool:
-        return True
-
-
 def _check_square(name: str, operator: Operator) -> None:
     structures = (operator.in_structure(), operator.out_structure())
     shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(s)] for s in structures]
@@ -256,10 +180,6 @@ def _check_square(name: str, operator: Operator) -> None:
         raise ValueError(
             f"{name} needs an operator from a space to itself, and this one maps {structures[0]} to {structures[1]}."
         )
-
-
-def _definite(operator: Operator) -> bool:
-    return lx.is_positive_semidefinite(operator) or lx.is_negative_semidefinite(operator)
 
 
 def _ends(leaves: list[Any]) -> Any:
