@@ -24,11 +24,20 @@ from .diffrax_private import SaveState, Solve, outputs, save_states, save_y
 from .diffrax_problem import Chosen, Problem, is_moving
 from .diffrax_tangents import tangents_of
 from .linear_map import linear_map
+from .trajectory import plain
 from .trees import scaled
 from .walk import Backward, Outputs
 
 plain_loop = functools.partial(eqxi.while_loop, kind="lax")
 Tap = list[Array]
+ONLY_ONCE = (
+    "A continuous adjoint gives first derivatives, and is not itself differentiated. For second derivatives use Replay() or "
+    "diffrax.DirectAdjoint."
+)
+ONLY_OUTPUTS = (
+    "A continuous adjoint differentiates sol.ys and sol.ts only, not dense output, solver_state or controller_state. Save "
+    "at `ts` instead, or use diffrax.RecursiveCheckpointAdjoint."
+)
 
 
 class Recording(eqx.Module):
@@ -53,7 +62,7 @@ class Setup(eqx.Module):
         solve = dataclasses.replace(
             solve, args=None, terms=None, t0=None, t1=None, saveat=_saving(solve.saveat, blank), init_state=state
         )
-        adjoint, solve = _without_derivative((adjoint, solve))
+        adjoint, solve = _without_derivative((adjoint, dataclasses.replace(solve, solver=plain(solve.solver))))
         return cls(adjoint, solve, throw)
 
     def run(self, problem: Problem, recording: Recording | None = None) -> tuple[Any, list[Any]]:
@@ -163,13 +172,17 @@ class AbstractContinuous(dfx.AbstractAdjoint):
             args, terms, solver, stepsize_controller, None, saveat, t0, t1, dt0, init_state, progress_meter, max_steps
         )
         problem = Problem.of(name, solve)
-        frame = Frame()
+        frame = Frame(saveat.dense or saveat.solver_state or saveat.controller_state)
         final = frame.closed(_solve(problem, self.tap(), setup=Setup.of(self, solve, throw), frame=frame))
         return final, {}
 
 
 class Frame:
-    """Takes Diffrax's final state apart: what can be differentiated, what must not be, the rest."""
+    """Takes Diffrax's final state apart: what can be differentiated, what must not be, the rest. `guarded`: whether the
+    user gets anything of what must not be."""
+
+    def __init__(self, guarded: bool):
+        self.guarded = guarded
 
     def opened(self, final: Any) -> tuple[list[PyTree], list[Array], dict, dict]:
         """-> values of every SubSaveAt, their times, other floating point numbers, other arrays."""
@@ -182,19 +195,15 @@ class Frame:
         ys = [jax.tree.map(floating, sub.ys) for sub in self.numbered]
         ts = [leaves[sub.ts] for sub in self.numbered]
         saved = {i for sub in self.numbered for i in jax.tree.leaves((sub.ts, sub.ys)) if floating(i) is not None}
-        others = {i: x for i, x in enumerate(leaves) if i not in saved and eqx.is_inexact_array(x)}
-        rest = {i: x for i, x in enumerate(leaves) if eqx.is_array(x) and not eqx.is_inexact_array(x)}
+        arrays = {i: x for i, x in enumerate(leaves) if i not in saved and eqx.is_array(x)}
+        others = {i: x for i, x in arrays.items() if self.guarded and eqx.is_inexact_array(x)}
+        rest = {i: x for i, x in arrays.items() if i not in others}
         self.static = {i: x for i, x in enumerate(leaves) if not eqx.is_array(x)}
         return ys, ts, others, rest
 
     def closed(self, parts: tuple) -> Any:
         """The final state again."""
         ys, ts, others, rest = parts
-        message = (
-            "A continuous adjoint differentiates sol.ys and sol.ts only: not dense output, solver_state or "
-            "controller_state. Save at `ts` instead, or use diffrax.RecursiveCheckpointAdjoint."
-        )
-        others = eqxi.nondifferentiable_backward(others, msg=message, symbolic=False)
         found = {**self.static, **rest, **others}
         for sub, values, times in zip(self.numbered, ys, ts, strict=True):
             found[sub.ts] = times
@@ -213,6 +222,7 @@ def _solve(problem: Problem, tap: Tap, *, setup: Setup, frame: Frame) -> tuple:
 def _solve_jvp(primals, tangents, *, setup: Setup, frame: Frame):
     problem, tap = primals
     where = is_moving(tangents[0], problem)
+    problem = eqxi.nondifferentiable(problem, msg=ONLY_ONCE)
     solved, final = _solved(setup, Chosen.of(problem, where))
     out = frame.opened(final)
     flat = jax.tree.structure(problem).flatten_up_to(tangents[0])
@@ -267,7 +277,13 @@ def _tangent_map(solved: Solved, like: tuple, moving: list[Array], watched: Tap)
 
     def pull(arrays, cotangents):
         solved = eqx.combine(arrays, static)
-        return solved.setup.adjoint.pull(solved, *cotangents[:2])
+        ys, ts, others = cotangents
+        moved, tap = solved.setup.adjoint.pull(solved, ys, ts)
+        if others:  # not the zeros that they should be: an error, or NaN
+            lost = jnp.any(jnp.stack([jnp.any(c != 0) for c in others.values()]))
+            lost = eqx.error_if(lost, lost, ONLY_OUTPUTS) if solved.setup.throw else lost
+            moved = jax.tree.map(lambda x: jnp.where(lost, jnp.nan, x), moved)
+        return moved, tap
 
     def check():
         static.setup.adjoint.check_reverse(sum(x.size for x in moving))
