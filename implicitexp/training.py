@@ -175,7 +175,9 @@ class Training:
         began = time.perf_counter()
         if self._advance is None:
             self._advance = advance.lower(*inputs).compile()
-            jax.block_until_ready(self._advance(*inputs[:3], jnp.zeros_like(inputs[3])))  # a program's first call is slow
+            jax.block_until_ready(
+                self._advance(*inputs[:3], jnp.zeros_like(inputs[3]))
+            )  # a program's first call is slow
             self.compile_seconds, began = time.perf_counter() - began, time.perf_counter()
         return Chunk(count, began, *self._advance(*inputs))
 

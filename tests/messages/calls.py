@@ -153,6 +153,9 @@ CALLS = {
 
 # A message -> the test that provokes it, since it takes devices, other processes or a port.
 ELSEWHERE = {
+    "Broyden needs as many equations as unknowns, and these are {} and {}; use optimistix.LevenbergMarquardt.": (
+        "test_broyden.py::test_as_many_equations_as_unknowns"
+    ),
     "device=mesh shards the minibatch, and {} gives none; use device=auto.": (
         "test_mesh.py::test_what_cannot_be_shared_is_refused"
     ),

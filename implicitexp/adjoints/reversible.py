@@ -1,0 +1,168 @@
+"""An algebraically reversible solve of an ODE: its gradient is exact, and no state of the forward pass is kept.
+
+Beside the solution y runs a second one, z. With the increment Psi(t, t', z) of a step of any Runge-Kutta method from t to t',
+
+    y_{n+1} = c y_n + (1 - c) z_n + Psi(t_n, t_{n+1}, z_n),    z_{n+1} = z_n - Psi(t_{n+1}, t_n, y_{n+1}),
+
+which can be undone line by line, in reverse order, up to rounding. Backwards the states are made again from the last ones,
+and each step is transposed by the way: the same two increments serve both.
+
+Source: S. McCallum and J. Foster 2024, "Efficient, Accurate and Stable Gradients for Neural ODEs", arXiv 2410.11648.
+"""
+
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from implicitexp.errors import Unsupported
+
+from .diffrax_private import Solve, is_none
+from .replay_clock import Clock
+from .replay_cotangents import as_solve, idle
+from .replay_outputs import Model, saved_outputs
+from .replay_record import Recording, run
+from .replay_setup import around, bounded, checked, with_forward_mode
+from .replay_step import Scheme
+from .reversible_walk import RegularEnds, ReversibleWalk
+
+
+class Reversible(dfx.AbstractAdjoint):
+    """Solve by the reversible form of the solver, and backpropagate without any stored state.
+
+    Use as `diffrax.diffeqsolve(..., adjoint=Reversible())`, with an explicit Runge-Kutta solver. The solution is that of the
+    reversible method, which has the order of the solver and is not the same number: the gradient is that of what is returned,
+    to rounding. A step costs two of the solver's, forwards and backwards. Memory: a few states, whatever the number of steps;
+    under an error control the times of the steps besides, 2 `max_steps` numbers (with constant steps they are known).
+
+    `coupling` c lies in (0, 1]: nearer to 1 the states are made again with less rounding (its growth is c^-N over N steps),
+    smaller it keeps y and z together on long solves. A field that decays fast forwards is made again from states in which
+    what decayed has been rounded away: compare with `Replay` there.
+
+    `SaveAt`, events, t0, t1, args and second derivatives are as for `Replay`. A solver state that is passed in must come from
+    a solve with this adjoint.
+
+    Source: S. McCallum and J. Foster 2024, arXiv 2410.11648, equations 3 to 5.
+
+    Raises:
+        Unsupported: a stochastic equation, an implicit solver, a solver without a tableau.
+        ValueError: `coupling` outside (0, 1]; `max_steps=None` with steps that have to be recorded.
+    """
+
+    coupling: float = 0.999
+
+    def __check_init__(self):
+        if not 0 < self.coupling <= 1:
+            raise ValueError(f"coupling={self.coupling!r} has to lie in (0, 1]: 0.999 is the default")
+
+    def loop(
+        self,
+        *,
+        args: PyTree,
+        terms: PyTree,
+        solver: Any,
+        stepsize_controller: Any,
+        event: dfx.Event | None,
+        saveat: dfx.SaveAt,
+        t0: Any,
+        t1: Any,
+        dt0: Any,
+        max_steps: int | None,
+        throw: bool,
+        init_state: Any,
+        passed_solver_state: bool,
+        passed_controller_state: bool,
+        progress_meter: Any,
+    ) -> tuple[Any, dict]:
+        """What Diffrax calls: the same as for `Replay`, the solver's state being z."""
+        del throw, passed_controller_state
+        scheme = checked(solver, terms, init_state.y, "Reversible")
+        if scheme.implicit:
+            raise Unsupported(
+                f"Reversible has no form of {type(solver).__name__}, whose steps are solved for: use Replay, or an explicit "
+                "solver"
+            )
+        coupled = Coupled(with_forward_mode(solver), self.coupling)
+        z = init_state.solver_state if passed_solver_state else init_state.y
+        state = eqx.tree_at(lambda s: s.solver_state, init_state, z, is_leaf=is_none)
+        given = Solve(
+            args, terms, coupled, stepsize_controller, event, saveat, t0, t1, dt0, state, progress_meter, max_steps
+        )
+        return around(given, scheme, lambda solve: _steps(solve, scheme=scheme))
+
+
+class Coupled(eqx.Module):
+    """The reversible form of a solver, its state being z.
+
+    What it interpolates with inside a step are the step's two states y and the stages of z's step.
+    """
+
+    solver: Any
+    coupling: float = eqx.field(static=True)
+
+    @property
+    def interpolation_cls(self) -> Any:
+        return self.solver.interpolation_cls
+
+    def error_order(self, terms: PyTree) -> Any:
+        return self.solver.error_order(terms)
+
+    def func(self, terms: PyTree, t0: Any, y0: PyTree, args: PyTree) -> PyTree:
+        return self.solver.func(terms, t0, y0, args)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        z0, c = solver_state, self.coupling
+        w, error, dense, result = self._base(terms, t0, t1, z0, args, made_jump)
+        y1 = jax.tree.map(lambda y, z, w: c * y + (1 - c) * z + (w - z), y0, z0, w)
+        v, _, _, _ = self._base(terms, t1, t0, y1, args, made_jump)
+        z1 = jax.tree.map(lambda z, v, y: z - (v - y), z0, v, y1)
+        return y1, error, {**dense, "y0": y0, "y1": y1}, z1, result
+
+    def _base(self, terms, t0, t1, y, args, made_jump):
+        """A step of the solver on its own: where it ended before is of no use here."""
+        state = self.solver.init(terms, t0, t1, y, args)
+        y1, error, dense, _, result = self.solver.step(terms, t0, t1, y, args, state, made_jump)
+        return y1, error, dense, result
+
+
+# -- the loop over the steps, and its derivative --------------------------------------------------------------------------
+
+
+@eqx.filter_custom_vjp
+def _steps(solve: Solve, *, scheme: Scheme) -> Any:
+    """The state after the last step."""
+    del scheme
+    return run(solve, None).final
+
+
+@_steps.def_fwd
+def _forward(perturbed: Any, solve: Solve, *, scheme: Scheme) -> tuple[Any, Any]:
+    del scheme
+    clock = Clock.of(solve, perturbed)
+    if clock is None and RegularEnds.fit(solve):
+        final = run(solve, None).final
+        return final, (final, None, None, perturbed)
+    bounded(solve, "Reversible")
+    started = solve if clock is None else clock.started(solve)
+    taped = run(started, Recording(0, False, False, clock))
+    final = taped.final
+    if clock is not None:
+        final = eqx.tree_at(lambda s: s.controller_state, final, final.controller_state[0], is_leaf=is_none)
+    return final, (final, taped.record, clock, perturbed)
+
+
+@_steps.def_bwd
+def _backward(residuals: Any, cotangent: Any, perturbed: Any, solve: Solve, *, scheme: Scheme) -> Any:
+    del perturbed  # arrays by now; in the residuals they are still known while this is traced
+    final, record, clock, perturbed = residuals
+    model, theta = Model.split(solve, perturbed)
+    saved = saved_outputs(solve, final, cotangent)
+    ends = RegularEnds.of(solve) if record is None else record.ends
+    moves = None if record is None else record.moves
+    y, z, total = ReversibleWalk(solve, scheme, model, theta, ends, moves, final, cotangent, saved)()
+    unused = idle(solve, final, cotangent)
+    y, z, total = jax.tree.map(lambda x: jnp.where(unused, jnp.zeros_like(x), x), (y, z, total))
+    return as_solve(solve, y, total, clock, cotangent, z)

@@ -1,0 +1,50 @@
+"""Strategies that are an object of `implicitexp.adjoints`, which the library that solves takes in place of its own."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+from jaxtyping import Array, PyTree
+
+from implicitexp.errors import Unsupported
+from implicitexp.solvers.base import Loop
+
+from .base import KIND_WORDS, AbstractCell, AbstractStrategy, Split, check_solver, refuse
+from .unroll import UnrollCell, forward_through
+
+
+class AbstractDropIn(AbstractStrategy):
+    """`adjoint` builds the object; `name` is the option's, `kinds` are the equations that it is for."""
+
+    name: eqx.AbstractClassVar[str]
+    kinds: eqx.AbstractClassVar[tuple[str, ...]]
+    instead: ClassVar[str] = "implicit or adjoint"  # for equations of another kind
+
+    @abc.abstractmethod
+    def adjoint(self) -> Any:
+        """What `diffrax.diffeqsolve`, `optimistix.root_find` or `optimistix.fixed_point` takes as `adjoint`."""
+
+    def forward(self, loop: Loop) -> Loop | None:
+        """The loop whose tangents these are; None where forward mode is not defined."""
+        return loop
+
+    def cell(self, kind, solver) -> AbstractCell:
+        check_solver(self.name, solver)
+        if kind not in self.kinds:
+            raise refuse(self.name, kind, self.instead)
+        loop = Loop(adjoint=self.adjoint())
+        return DropInCell(loop, self.forward(loop), f"{self.name} of {KIND_WORDS[kind]}")
+
+
+class DropInCell(UnrollCell):
+    """The derivative that the library makes of its solve with this adjoint; what fails in it is NaN."""
+
+    tangents: Loop | None
+    what: str = eqx.field(static=True)
+
+    def push(self, residuals, tangents: list[Array]) -> PyTree:
+        if self.tangents is None:
+            raise Unsupported(f"{self.what} has no forward mode; use unroll or forward.")
+        split: Split = residuals[0]
+        loop = self.tangents
+        return forward_through(lambda theta: split.call(theta).run(loop)[0], split.theta, tangents)

@@ -1,0 +1,65 @@
+"""`replay`, `reversible`, `interpolating`: the adjoints of an ODE that Diffrax has not, by `implicitexp.adjoints`."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+
+from implicitexp.adjoints import interpolating, replay, reversible
+from implicitexp.solvers.base import PLAIN
+
+from .drop_in import AbstractDropIn
+
+
+class Replay(AbstractDropIn):
+    """The accepted steps, recorded and walked backwards: the gradient of `unroll`, in less time to run and to compile.
+
+    `store`: what is kept of a step, its start (`steps`) or its stages too (`stages`), or a number of states, between which
+    the steps are done again. Source: A. Sandu 2006, "On the properties of Runge-Kutta discrete adjoints".
+    """
+
+    store: str | int = eqx.field(static=True, default="steps")
+    name: ClassVar[str] = "replay"
+    kinds: ClassVar[tuple[str, ...]] = ("ode",)
+
+    def adjoint(self) -> Any:
+        return replay.Replay(self.store)  # pyright: ignore[reportArgumentType]  it says itself what it takes
+
+    def forward(self, loop):
+        return PLAIN  # the same program
+
+
+class Reversible(AbstractDropIn):
+    """The solver's reversible form, made again backwards from its end: no state is kept, at twice the stages.
+
+    The forward solve is another one, of the same order; `coupling` in (0, 1]. Source: S. McCallum and J. Foster 2024, arXiv
+    2410.11648.
+    """
+
+    coupling: float = eqx.field(static=True, default=0.999)
+    name: ClassVar[str] = "reversible"
+    kinds: ClassVar[tuple[str, ...]] = ("ode",)
+
+    def adjoint(self) -> Any:
+        return reversible.Reversible(self.coupling)
+
+    def forward(self, loop):
+        return None
+
+
+class Interpolating(AbstractDropIn):
+    """The continuous adjoint with the parameters in its error test, the state from the forward steps: n + p unknowns.
+
+    `rtol`, `atol`, `max_steps`: of the backward solve (None: the forward solver's). `adjoint` has no (n + p)-sized matrix.
+    """
+
+    rtol: Any = None
+    atol: Any = None
+    max_steps: int | None = eqx.field(static=True, default=None)
+    name: ClassVar[str] = "interpolating"
+    kinds: ClassVar[tuple[str, ...]] = ("ode",)
+
+    def adjoint(self) -> Any:
+        return interpolating.Interpolating(self.rtol, self.atol, max_steps=self.max_steps)
+
+    def forward(self, loop):
+        return None
