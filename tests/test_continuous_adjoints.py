@@ -372,7 +372,7 @@ def test_what_is_refused(float64):
     with pytest.raises(RuntimeError, match="first derivatives"):
         jax.hessian(lambda a: solve({**p, "a": a}, Gauss()).ys[0])(p["a"])
     with pytest.raises(Unsupported, match="not one of stages"):
-        jax.grad(lambda p: solve(p, Gauss(store="all")).ys[0])(p)  # pyright: ignore[reportArgumentType]
+        jax.grad(lambda p: solve(p, Gauss(store="all")).ys[0])(p)
     with pytest.raises(ValueError, match="order"):
         Gauss(order=0)
     with pytest.raises(ValueError, match="checkpoints"):
@@ -388,8 +388,8 @@ def test_other_equations_are_refused():
     with pytest.raises(Unsupported, match="another structure"):
         dfx.diffeqsolve((drift, drift), dfx.SemiImplicitEuler(), 0.0, 1.0, 0.1, (1.0, 1.0), adjoint=Gauss())
     path: Any = dfx.LinearInterpolation(jnp.linspace(0.0, 1.0, 3), jnp.linspace(0.0, 1.0, 3))
+    control = dfx.ControlTerm(lambda t, y, args: -y, path)
     with pytest.raises(Unsupported, match="to_ode"):
-        control = dfx.ControlTerm(lambda t, y, args: -y, path)
         dfx.diffeqsolve(control, dfx.Tsit5(), 0.0, 1.0, 0.1, 1.0, adjoint=Gauss())
 
 

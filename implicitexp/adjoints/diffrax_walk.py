@@ -15,7 +15,7 @@ from .diffrax_continuous import AbstractContinuous, Recording, Setup, Solved, bu
 from .diffrax_outputs import Saved
 from .diffrax_problem import Problem
 from .linear_stages import for_linear
-from .trajectory import Mesh, Store, Trajectory, plain, storage
+from .trajectory import Mesh, Trajectory, plain, storage
 from .walk import AbstractParameters, Backward, Outputs, Walk, for_state
 
 
@@ -27,7 +27,7 @@ class AbstractOverSteps(AbstractContinuous):
     solver: eqx.AbstractVar[dfx.AbstractSolver | None]
     stepsize_controller: eqx.AbstractVar[dfx.AbstractStepSizeController | None]
     max_steps: eqx.AbstractVar[int | None]
-    store: eqx.AbstractVar[Store | None]
+    store: eqx.AbstractVar[str | None]
 
     @abc.abstractmethod
     def parameters(self) -> AbstractParameters:

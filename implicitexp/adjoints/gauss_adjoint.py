@@ -7,7 +7,6 @@ import equinox as eqx
 
 from .diffrax_walk import AbstractOverSteps
 from .gauss import ByNodes
-from .trajectory import Store
 from .walk import AbstractParameters
 
 
@@ -36,7 +35,7 @@ class Gauss(AbstractOverSteps):
     solver: dfx.AbstractSolver | None = None
     stepsize_controller: dfx.AbstractStepSizeController | None = None
     max_steps: int | None = eqx.field(static=True, default=None)
-    store: Store | None = eqx.field(static=True, default=None)
+    store: str | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         if self.order is not None and self.order < 1:

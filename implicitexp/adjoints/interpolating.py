@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from .diffrax_walk import AbstractOverSteps
-from .trajectory import Flow, Store
+from .trajectory import Flow
 from .walk import AbstractParameters, State
 
 
@@ -51,7 +51,7 @@ class Interpolating(AbstractOverSteps):
     solver: dfx.AbstractSolver | None = None
     stepsize_controller: dfx.AbstractStepSizeController | None = None
     max_steps: int | None = eqx.field(static=True, default=None)
-    store: Store | None = eqx.field(static=True, default=None)
+    store: str | None = eqx.field(static=True, default=None)
 
     def parameters(self) -> AbstractParameters:
         return ByStates()

@@ -18,7 +18,7 @@ from .replay_clock import Clock
 from .replay_cotangents import as_solve, idle
 from .replay_outputs import Model, saved_outputs
 from .replay_record import Recording, run
-from .replay_setup import around, bounded, checked, plain, with_stages
+from .replay_setup import around, bounded, checked, plain, tied, with_stages
 from .replay_step import Scheme
 from .replay_walk import Walk
 
@@ -105,7 +105,7 @@ class _Plan(eqx.Module):
 def _steps(solve: Solve, *, plan: _Plan) -> Any:
     """The state after the last step."""
     del plan
-    return run(plain(solve), None).final
+    return tied(run(plain(solve), None).final, solve)
 
 
 @_steps.def_fwd
@@ -122,7 +122,7 @@ def _forward(perturbed: Any, solve: Solve, *, plan: _Plan) -> tuple[Any, Any]:
         final = eqx.tree_at(lambda s: s.solver_state, final, final.solver_state[0], is_leaf=is_none)
     if clock is not None:
         final = eqx.tree_at(lambda s: s.controller_state, final, final.controller_state[0], is_leaf=is_none)
-    return final, (final, taped.record, clock, perturbed)
+    return tied(final, solve), (final, taped.record, clock, perturbed)
 
 
 @_steps.def_bwd

@@ -165,6 +165,16 @@ def without_tangent(x: Any) -> Any:
     return jax.lax.bitwise_or(x, jnp.zeros_like(x)) if whole else x
 
 
+def tied(final: Any, solve: Solve) -> Any:
+    """The final state, every number of it in each lane of a `vmap` in which anything of the solve is: JAX refuses a custom
+    derivative an output that the lanes share, such as the time where all of them end. Compiled, it is nothing."""
+    token = jnp.array(False)
+    for x in jax.tree.leaves(eqx.filter(solve, eqx.is_inexact_array)):
+        if x.size:
+            token = token | (jnp.ravel(x)[0] == 0)
+    return jax.tree.map(lambda x: jnp.where(token, x, x) if eqx.is_inexact_array(x) else x, final)
+
+
 def bounded(solve: Solve, name: str) -> None:
     if solve.max_steps is None:
         raise ValueError(

@@ -25,7 +25,7 @@ from .replay_clock import Clock
 from .replay_cotangents import as_solve, idle
 from .replay_outputs import Model, saved_outputs
 from .replay_record import Recording, run
-from .replay_setup import around, bounded, checked, with_forward_mode
+from .replay_setup import around, bounded, checked, tied, with_forward_mode
 from .replay_step import Scheme
 from .reversible_walk import RegularEnds, ReversibleWalk
 
@@ -135,7 +135,7 @@ class Coupled(eqx.Module):
 def _steps(solve: Solve, *, scheme: Scheme) -> Any:
     """The state after the last step."""
     del scheme
-    return run(solve, None).final
+    return tied(run(solve, None).final, solve)
 
 
 @_steps.def_fwd
@@ -144,14 +144,14 @@ def _forward(perturbed: Any, solve: Solve, *, scheme: Scheme) -> tuple[Any, Any]
     clock = Clock.of(solve, perturbed)
     if clock is None and RegularEnds.fit(solve):
         final = run(solve, None).final
-        return final, (final, None, None, perturbed)
+        return tied(final, solve), (final, None, None, perturbed)
     bounded(solve, "Reversible")
     started = solve if clock is None else clock.started(solve)
     taped = run(started, Recording(0, False, False, clock))
     final = taped.final
     if clock is not None:
         final = eqx.tree_at(lambda s: s.controller_state, final, final.controller_state[0], is_leaf=is_none)
-    return final, (final, taped.record, clock, perturbed)
+    return tied(final, solve), (final, taped.record, clock, perturbed)
 
 
 @_steps.def_bwd

@@ -58,7 +58,7 @@ class Shine(AbstractDropIn):
 
 
 class Reuse(AbstractDropIn):
-    """The implicit derivative by a Krylov solve that the forward solver's own inverse preconditions; tolerances as `adjoint`'s."""
+    """The implicit derivative by a Krylov solve that the forward solver's own inverse preconditions."""
 
     rtol: Any = None
     atol: Any = None

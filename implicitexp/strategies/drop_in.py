@@ -6,10 +6,9 @@ from typing import Any, ClassVar
 import equinox as eqx
 from jaxtyping import Array, PyTree
 
-from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import Loop
 
-from .base import KIND_WORDS, AbstractCell, AbstractStrategy, Split, check_solver, refuse
+from .base import AbstractCell, AbstractStrategy, Split, check_solver, refuse
 from .unroll import UnrollCell, forward_through
 
 
@@ -33,18 +32,19 @@ class AbstractDropIn(AbstractStrategy):
         if kind not in self.kinds:
             raise refuse(self.name, kind, self.instead)
         loop = Loop(adjoint=self.adjoint())
-        return DropInCell(loop, self.forward(loop), f"{self.name} of {KIND_WORDS[kind]}")
+        return DropInCell(loop, self.forward(loop), self.name, kind)
 
 
 class DropInCell(UnrollCell):
     """The derivative that the library makes of its solve with this adjoint; what fails in it is NaN."""
 
     tangents: Loop | None
-    what: str = eqx.field(static=True)
+    name: str = eqx.field(static=True)
+    kind: str = eqx.field(static=True)
 
     def push(self, residuals, tangents: list[Array]) -> PyTree:
         if self.tangents is None:
-            raise Unsupported(f"{self.what} has no forward mode; use unroll or forward.")
+            raise refuse(f"Forward mode of {self.name}", self.kind, "unroll or forward")
         split: Split = residuals[0]
         loop = self.tangents
         return forward_through(lambda theta: split.call(theta).run(loop)[0], split.theta, tangents)
