@@ -31,7 +31,7 @@ class Neumann(AbstractDropIn):
     kinds: ClassVar[tuple[str, ...]] = ALGEBRAIC
 
     def adjoint(self) -> Any:
-        return fixed_points.Neumann(self.terms)
+        return fixed_points.Neumann(terms=self.terms)
 
 
 class Phantom(AbstractDropIn):
@@ -43,7 +43,7 @@ class Phantom(AbstractDropIn):
     kinds: ClassVar[tuple[str, ...]] = ALGEBRAIC
 
     def adjoint(self) -> Any:
-        return fixed_points.Phantom(self.steps, self.damping)
+        return fixed_points.Phantom(steps=self.steps, damping=self.damping)
 
 
 class Shine(AbstractDropIn):
