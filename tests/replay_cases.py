@@ -77,6 +77,11 @@ def fixed(p):
     return dfx.ConstantStepSize()
 
 
+def fixed_root(p):
+    """Constant steps beside a solver that takes its tolerances from the controller: steps that are all accepted."""
+    return dfx.PIDController(rtol=1e-4, atol=1e-6, dtmin=p["dt0"], dtmax=p["dt0"])
+
+
 def adaptive(p):
     return dfx.PIDController(rtol=1e-4, atol=1e-6)
 
@@ -124,6 +129,11 @@ def several(p):
         "two": [dfx.SubSaveAt(steps=2, t1=True, fn=second), dfx.SubSaveAt(ts=p["ts"], steps=3, t1=True)],
     }
     return dfx.SaveAt(subs=subs)
+
+
+SAVED = (end, times, all_forms, several, dense)
+EXPLICIT = (dfx.Euler(), dfx.Heun(), dfx.Midpoint(), dfx.Ralston(), dfx.Bosh3(), dfx.Dopri5(), dfx.Dopri8())
+IMPLICIT = (dfx.ImplicitEuler(), dfx.Kvaerno3(), dfx.Kvaerno5())
 
 
 def gradient(p, adjoint, solver, controller=adaptive, saveat=end, **options):
