@@ -54,14 +54,15 @@ IMPLICIT_EULER = Scheme((1.0,), ((),), (1.0,), (1.0,), False, False)
 
 def scheme_of(solver: Any) -> Scheme:
     """The tableau of a Diffrax solver. Raises `Unsupported` for a solver that has none, or several."""
-    if isinstance(solver, dfx.Euler):
+    kind = type(solver)  # a wrapped solver passes `isinstance` as the one inside it
+    if issubclass(kind, dfx.Euler):
         return EULER
-    if isinstance(solver, dfx.ImplicitEuler):
+    if issubclass(kind, dfx.ImplicitEuler):
         return IMPLICIT_EULER
-    tableau = solver.tableau if isinstance(solver, dfx.AbstractRungeKutta) else None
+    tableau = solver.tableau if issubclass(kind, dfx.AbstractRungeKutta) else None
     if not isinstance(tableau, dfx.ButcherTableau):
         raise Unsupported(
-            f"{type(solver).__name__} is no Runge-Kutta method with one tableau: use Euler, Heun, Midpoint, Ralston, Bosh3, "
+            f"{kind.__name__} is no Runge-Kutta method with one tableau: use Euler, Heun, Midpoint, Ralston, Bosh3, "
             "Tsit5, Dopri5, Dopri8, ImplicitEuler or Kvaerno3 to 5, or diffrax.RecursiveCheckpointAdjoint for this solver"
         )
     stages = len(tableau.b_sol)
