@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, PyTree
 
+from implicitexp.errors import Unsupported
+
 from .backsolve import Nodes, backsolve
 from .diffrax_continuous import AbstractContinuous, Recording, Setup, Solved, buffered
 from .diffrax_outputs import Saved, in_order, like_rows
@@ -40,7 +42,7 @@ class Backsolve(AbstractContinuous):
 
     A drift far above the tolerance: take more checkpoints, or `Gauss()`.
 
-    **Raises** `Unsupported` as `AbstractContinuous` says.
+    **Raises** `Unsupported` as `AbstractContinuous` says, and for `diffrax.StepTo` without tolerances of its own.
     """
 
     checkpoints: int = eqx.field(static=True, default=0)
@@ -100,6 +102,12 @@ class Backsolve(AbstractContinuous):
 
     def _integrate(self, solved: Solved, fields: list, state: PyTree, upper: Array, lower: Array) -> Any:
         solve = solved.setup.solve
+        controller = backward_controller(self, solve.stepsize_controller)
+        if isinstance(controller, dfx.StepTo):
+            raise Unsupported(
+                "Backsolve cannot step back to given places, which need not be those of its outputs and checkpoints; give it "
+                "rtol and atol, or a stepsize_controller, or use Gauss()."
+            )
         sol = dfx.diffeqsolve(
             as_terms(fields),
             solve.solver if self.solver is None else self.solver,
@@ -108,7 +116,7 @@ class Backsolve(AbstractContinuous):
             None if solve.dt0 is None else -solve.dt0,
             state,
             saveat=dfx.SaveAt(t1=True),
-            stepsize_controller=_for_three(backward_controller(self, solve.stepsize_controller)),
+            stepsize_controller=_for_three(controller),
             adjoint=dfx.ForwardMode(),
             max_steps=solve.max_steps if self.max_steps is None else self.max_steps,
             throw=False,
