@@ -105,6 +105,12 @@ def test_exact_over_many_steps(float64):
     assert jnp.allclose(got, 50 * t * (jnp.cos(rate * t) - jnp.sin(rate * t)), rtol=0.1)
 
 
+def test_a_gradient_from_states_that_were_lost_is_nan(float64):
+    """0.5^-200 times the rounding is more than there is."""
+    assert jnp.isnan(jax.grad(lambda r: oscillator(r, 200, 201, Reversible(0.5)))(1.0))
+    assert jnp.isfinite(jax.grad(lambda r: oscillator(r, 10, 11, Reversible(0.5)))(1.0))
+
+
 def test_refused_in_words():
     def value(rate, solver, adjoint):
         controller = dfx.PIDController(rtol=1e-3, atol=1e-3)

@@ -38,9 +38,12 @@ class Reversible(dfx.AbstractAdjoint):
     to rounding. A step costs two of the solver's, forwards and backwards. Memory: a few states, whatever the number of steps;
     under an error control the times of the steps besides, 2 `max_steps` numbers (with constant steps they are known).
 
-    `coupling` c lies in (0, 1]: nearer to 1 the states are made again with less rounding (its growth is c^-N over N steps),
-    smaller it keeps y and z together on long solves. A field that decays fast forwards is made again from states in which
-    what decayed has been rounded away: compare with `Replay` there.
+    `coupling` c lies in (0, 1]. Where a step multiplies a component of the solution by R, it multiplies the difference of y
+    and z there by c/R: the solution of a field that contracts (R < c) drifts away from the exact one, the more so the nearer
+    c is to 1. Backwards rounding grows by 1/c a step. So c has to be between exp(-20/N) for N steps, in float64, and the
+    contraction of a step; for short solves of neural fields 0.999 is good, for Lotka-Volterra over 82 steps 0.9, and where
+    there is no such c this is not the adjoint to take. A gradient whose states did not come back to the start, up to the
+    square root of the rounding, is NaN.
 
     `SaveAt`, events, t0, t1, args and second derivatives are as for `Replay`. A solver state that is passed in must come from
     a solve with this adjoint.
@@ -162,7 +165,12 @@ def _backward(residuals: Any, cotangent: Any, perturbed: Any, solve: Solve, *, s
     saved = saved_outputs(solve, final, cotangent)
     ends = RegularEnds.of(solve) if record is None else record.ends
     moves = None if record is None else record.moves
-    y, z, total = ReversibleWalk(solve, scheme, model, theta, ends, moves, final, cotangent, saved)()
+    y, z, total, came_back = ReversibleWalk(solve, scheme, model, theta, ends, moves, final, cotangent, saved)()
+    y, z, total = jax.tree.map(lambda x: _or_nan(came_back, x), (y, z, total))
     unused = idle(solve, final, cotangent)
     y, z, total = jax.tree.map(lambda x: jnp.where(unused, jnp.zeros_like(x), x), (y, z, total))
     return as_solve(solve, y, total, clock, cotangent, z)
+
+
+def _or_nan(right: Any, x: Any) -> Any:
+    return jnp.where(right, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.inexact) else x

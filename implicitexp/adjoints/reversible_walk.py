@@ -7,6 +7,7 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .diffrax_private import Solve, clip_to_end
@@ -64,8 +65,8 @@ class ReversibleWalk(eqx.Module):
     def count(self) -> Array:
         return self.final.num_accepted_steps
 
-    def __call__(self) -> tuple[PyTree, PyTree, Totals]:
-        """-> cotangents of y0 and z0, totals."""
+    def __call__(self) -> tuple[PyTree, PyTree, Totals, Array]:
+        """-> cotangents of y0 and z0, totals, whether the walk came back to where the solve had started."""
         last = eqxi.unvmap_max(self.count) - 1
         zero = jax.tree.map(jnp.zeros_like, self.final.y)
         total = started(self.theta, self.saved, self._read(self.count - 1)[1], self.count, self.moves)
@@ -76,13 +77,23 @@ class ReversibleWalk(eqx.Module):
             return i - 1, *self._back(i, states, cotangents, total)
 
         carry = (last, states, (zero, zero), total)
-        _, _, (y, z), total = jax.lax.while_loop(lambda carry: carry[0] >= 0, back, carry)
+        _, states, (y, z), total = jax.lax.while_loop(lambda carry: carry[0] >= 0, back, carry)
         none = self.count == 0
         y, z = jax.tree.map(lambda x, c: x + jnp.where(none, c, 0), (y, z), self._of_end())
         if total.clock is not None and self.moves is not None and self.cotangent.tprev is not None:
             clock = total.clock + jnp.where(none, self.cotangent.tprev, 0) * self.moves.values[0][0]
             total = Totals(total.theta, clock, total.ts, total.left)
-        return y, z, total
+        return y, z, total, self._came_back(states)
+
+    def _came_back(self, states: Any) -> Array:
+        """Up to the square root of the rounding, relative to the largest number at either end."""
+        start = self.solve.init_state
+        was, end = (start.y, start.solver_state), (self.final.y, self.final.solver_state)
+        flat = [ravel_pytree(x)[0] for x in (states, was, end)]
+        if not flat[0].size:
+            return jnp.array(True)
+        size = jnp.maximum(jnp.max(jnp.abs(flat[1])), jnp.max(jnp.abs(flat[2])))
+        return jnp.max(jnp.abs(flat[0] - flat[1])) <= jnp.finfo(flat[0].dtype).eps ** 0.5 * size
 
     def _of_end(self) -> tuple[PyTree, PyTree]:
         c = self.cotangent
