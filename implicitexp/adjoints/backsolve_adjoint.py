@@ -12,7 +12,8 @@ from jaxtyping import Array, PyTree
 from implicitexp.errors import Unsupported
 
 from .backsolve import Nodes, backsolve
-from .diffrax_continuous import AbstractContinuous, Recording, Setup, Solved, buffered
+from .diffrax_continuous import AbstractContinuous
+from .diffrax_forward import Recording, Setup, Solved
 from .diffrax_outputs import Saved, in_order, like_rows
 from .diffrax_problem import Problem
 from .diffrax_walk import backward_controller
@@ -22,15 +23,16 @@ from .walk import Backward, Outputs
 
 
 class Backsolve(AbstractContinuous):
-    """The continuous adjoint with the state solved backwards too, restored at `checkpoints` times and at every output.
+    """The continuous adjoint with the state solved backwards too, restored at `checkpoints` steps and at every output.
 
     y, lambda and mu go backwards as one system, each of the three held to the tolerance by its own root mean square. The
     memory is that of k states, whatever the number of steps. Where the ODE forwards contracts, backwards it is unstable:
     the gradient is wrong without a word, unless the drift is looked at.
 
-    `checkpoints`: how many states are kept, at equal distances between t0 and t1; 0 is R. T. Q. Chen et al. 2018, "Neural
-    Ordinary Differential Equations". `rtol`, `atol`, `solver`, `stepsize_controller`, `max_steps`: of the backward solve
-    (None: the forward solve's; `max_steps` counts between two kept states).
+    `checkpoints`: how many states of the steps are kept, at most, and at least half as many (every s-th, s a power of two
+    that is not known before); 0 is R. T. Q. Chen et al. 2018, "Neural Ordinary Differential Equations". `rtol`, `atol`,
+    `solver`, `stepsize_controller`, `max_steps`: of the backward solve (None: the forward solve's; `max_steps` counts
+    between two kept states).
 
     `drift`: a zero, `jnp.zeros(())`. Its cotangent is the largest relative distance |y - y_kept| / |y_kept| with which the
     state came back to one that is kept, the start included (summed over lanes and calls that share the zero):
@@ -61,13 +63,7 @@ class Backsolve(AbstractContinuous):
         return [] if self.drift is None else [jnp.asarray(self.drift)]
 
     def recording(self, problem: Problem, setup: Setup) -> Recording:
-        if not self.checkpoints:
-            return Recording([], [])
-        t0, t1 = jax.lax.stop_gradient((problem.t0, problem.t1))
-        share = jnp.arange(1, self.checkpoints + 1, dtype=t0.dtype) / (self.checkpoints + 1)
-        sub = dfx.SubSaveAt(ts=jnp.clip(t0 + share * (t1 - t0), t0, t1))
-        sub, state = buffered(sub, jnp.full(self.checkpoints, jnp.inf, t0.dtype), problem.y0)
-        return Recording([sub], [state])
+        return Recording([], [], checkpoints=self.checkpoints)
 
     def backward(self, solved: Solved, ahead: Outputs, saved: Saved) -> tuple[Backward, list[Array]]:
         problem = solved.chosen.problem()

@@ -11,7 +11,8 @@ from jaxtyping import Array, PyTree
 
 from implicitexp.errors import Unsupported
 
-from .diffrax_continuous import AbstractContinuous, Recording, Setup, Solved, buffered
+from .diffrax_continuous import AbstractContinuous
+from .diffrax_forward import Recording, Setup, Solved, buffered
 from .diffrax_outputs import Saved
 from .diffrax_problem import Problem
 from .linear_stages import for_linear

@@ -10,7 +10,8 @@ from jaxtyping import Array, PyTree
 
 from implicitexp.errors import Unsupported
 
-from .diffrax_continuous import AbstractContinuous, Recording, Setup, Solved
+from .diffrax_continuous import AbstractContinuous
+from .diffrax_forward import Recording, Setup, Solved
 from .diffrax_outputs import Saved
 from .diffrax_problem import Problem
 from .diffrax_tangents import tangents_of

@@ -3,14 +3,16 @@ Gauss-Legendre nodes inside each accepted backward step (A. C. Norcliffe and M. 
 Neural ODEs Using Gauss-Legendre Quadrature"). Parameters cost the solver no unknowns: n^3 + p for an implicit method.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from .trajectory import Flow
 from .walk import AbstractParameters, State
@@ -40,6 +42,8 @@ class ByNodes(AbstractParameters):
         nodes, weights = gauss_legendre(order, jnp.result_type(s0))
         at = s0 + nodes * (s1 - s0)
         ys, adjoints = jax.vmap(y)(at), jax.vmap(lambda s: state(s)[0])(at)
+        if _is_of_high_order(solver, flow):
+            adjoints = _swept(flow, at, ys, adjoints, state(s1)[0], s1 - s0)
         weighted = jax.tree.map(
             lambda w: w * jnp.reshape(weights * (s1 - s0), (-1,) + (1,) * (w.ndim - 1)).astype(w.dtype), adjoints
         )
@@ -49,6 +53,37 @@ class ByNodes(AbstractParameters):
             return jax.vmap(lambda s, y: flow.slope(theta, s, y))(at, ys)
 
         return jax.vjp(slopes, flow.theta)[1](weighted)[0]
+
+
+def _is_of_high_order(solver: Any, flow: Flow) -> bool:
+    """Whether the steps are so long that the method's interpolation of lambda is much worse than its steps: explicit, of an
+    order above 5. Kept from implicit methods, whose stiff systems a sweep would blow up."""
+    return isinstance(solver, dfx.AbstractERK) and (solver.order(flow.terms()) or 0) > 5
+
+
+def _swept(flow: Flow, at: Array, ys: PyTree, adjoints: PyTree, upper: PyTree, width: Array) -> PyTree:
+    """lambda at the nodes, an order of the step better: lambda(s) = lambda(s1) + integral from s to s1 of (df/dy)^T lambda,
+    by the polynomial through the integrand at the nodes."""
+
+    def rate(s, y, adjoint):
+        parts = [pulled(flow, part, s, y, adjoint) for part in flow.parts]
+        return jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *parts)
+
+    remaining = jnp.asarray(remainders(at.size), at.dtype) * width
+    rates = jax.vmap(rate)(at, ys, adjoints)
+    return jax.tree.map(lambda w, r: w + jnp.tensordot(remaining.astype(r.dtype), r, 1), upper, rates)
+
+
+@functools.cache
+def remainders(count: int) -> Float[np.ndarray, "count count"]:
+    """[i, j]: the integral from node i to 1 of the polynomial that is one at node j of [0, 1] and zero at the others."""
+    x = (np.polynomial.legendre.leggauss(count)[0] + 1) / 2
+    columns = []
+    for j in range(count):
+        others = np.delete(x, j)
+        antiderivative = np.polynomial.Polynomial.fromroots(others).integ() / np.prod(x[j] - others)
+        columns.append(antiderivative(1.0) - antiderivative(x))
+    return np.stack(columns, axis=1)
 
 
 def gauss_legendre(order: int, dtype: Any) -> tuple[Array, Array]:
