@@ -22,6 +22,9 @@ from .replay_setup import around, bounded, checked, plain, tied, with_stages
 from .replay_step import Scheme
 from .replay_walk import Walk
 
+BYTES = 8 * 2**20  # what `auto` keeps; filling it takes about a millisecond
+AT_LEAST = 64  # states
+
 
 class Replay(dfx.AbstractAdjoint):
     """Backpropagate by walking the accepted steps backwards, each by the transpose of one Runge-Kutta step.
@@ -30,6 +33,8 @@ class Replay(dfx.AbstractAdjoint):
     pass costs N s evaluations of the vector field and N s products with its transposed Jacobian; for an implicit method
     besides, in each stage, its Jacobian and the LU factorisation of I - h a_ii J. Memory: 2 `max_steps` times, and
 
+    - `store="auto"`: the state at the start of each step, as many as fit into 8 MiB, but at least 64; all arrays of JAX have a
+      fixed length, and to fill `max_steps` large states takes longer than a solve of few steps;
     - `store="steps"`: the state at the start of each step, `max_steps` n numbers;
     - `store="stages"`: the stages too, `max_steps` (s + 1) n numbers; an implicit method's are then not solved for again;
     - `store=k`: k states (rounded up to an even number) and max_steps/k besides; what lies between is computed again.
@@ -48,13 +53,13 @@ class Replay(dfx.AbstractAdjoint):
         ValueError: `max_steps=None`, where the number of steps to record has no bound; `store` not as above.
     """
 
-    store: Literal["steps", "stages"] | int = "steps"
+    store: Literal["auto", "steps", "stages"] | int = "auto"
 
     def __check_init__(self):
         number = isinstance(self.store, int) and not isinstance(self.store, bool) and self.store >= 1
-        if self.store not in ("steps", "stages") and not number:
+        if self.store not in ("auto", "steps", "stages") and not number:
             raise ValueError(
-                f'store={self.store!r}: give "steps", "stages" or the number of states to keep, at least 1'
+                f'store={self.store!r}: give "auto", "steps", "stages" or the number of states to keep, at least 1'
             )
 
     def loop(
@@ -89,12 +94,16 @@ class Replay(dfx.AbstractAdjoint):
 
 class _Plan(eqx.Module):
     scheme: Scheme = eqx.field(static=True)
-    store: Literal["steps", "stages"] | int = eqx.field(static=True)
+    store: Literal["auto", "steps", "stages"] | int = eqx.field(static=True)
 
-    def recording(self, clock: Clock | None) -> Recording:
+    def recording(self, clock: Clock | None, solve: Solve) -> Recording:
         """Euler's one stage is not worth keeping; to do an implicit step again takes the solver's own state."""
         stages = self.store == "stages" and (self.scheme.keeps_stages or self.scheme.implicit)
         count = None if isinstance(self.store, str) else self.store + self.store % 2
+        if self.store == "auto":
+            size = sum(x.nbytes for x in jax.tree.leaves(solve.init_state.y))
+            most = max(AT_LEAST, BYTES // max(size, 1) // 2 * 2)
+            count = most if most < (solve.max_steps or 0) else None
         return Recording(count, stages, self.scheme.implicit and not stages, clock)
 
 
@@ -112,7 +121,7 @@ def _steps(solve: Solve, *, plan: _Plan) -> Any:
 def _forward(perturbed: Any, solve: Solve, *, plan: _Plan) -> tuple[Any, Any]:
     bounded(solve, "Replay")
     clock = Clock.of(solve, perturbed)
-    recording = plan.recording(clock)
+    recording = plan.recording(clock, solve)
     started = plain(solve) if clock is None else clock.started(plain(solve))
     if recording.stages:
         started = with_stages(started, plan.scheme)
