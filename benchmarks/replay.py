@@ -21,7 +21,7 @@ ADJOINTS = {
     "Replay()": Replay(),
     'Replay("stages")': Replay("stages"),
     "Replay(16)": Replay(16),
-    "Reversible(0.92)": Reversible(0.92),
+    "Reversible(0.95)": Reversible(0.95),
 }
 
 

@@ -42,9 +42,9 @@ class Reversible(dfx.AbstractAdjoint):
     and z there by c/R: the solution of a field that contracts (R < c) drifts away from the exact one, the more so the nearer
     c is to 1. Backwards rounding grows by 1/c a step. So c has to be between exp(-20/N) for N steps, in float64, and the
     contraction of a step, and where there is no such c this is not the adjoint to take: over the 82 steps of
-    Lotka-Volterra at rtol = 1e-6 the gradient of the rates is off by 0.5 with 0.999, by 2e-3 with 0.92, and NaN with 0.9, where
-    that of `Replay` is off by 7e-5 (`benchmarks/replay.py` has the equation). A gradient whose states did not come back to the start, up to the
-    square root of the rounding, is NaN.
+    Lotka-Volterra at rtol = 1e-6 the gradient of the rates is off by 0.5 with 0.999, by 2e-2 with 0.95 and NaN below 0.92,
+    where that of `Replay` is off by 7e-5 (`benchmarks/replay.py` has the equation). A gradient whose states did not come
+    back to the start, up to the square root of the rounding, is NaN.
 
     `SaveAt`, events, t0, t1, args and second derivatives are as for `Replay`. A solver state that is passed in must come from
     a solve with this adjoint.
