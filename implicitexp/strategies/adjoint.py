@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 from implicitexp.adjoints import continuous
 from implicitexp.adjoints.continuous import MethodName, Tolerances
 from implicitexp.adjoints.iterated import AdjointIteration, PreconditionerName, factor, precondition, unit
+from implicitexp.adjoints.trees import count, dot
 from implicitexp.equations import Stats
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import stats
@@ -209,13 +210,3 @@ def edges(split: Split, theta: list[Array]) -> PyTree:
     lower, upper = call.equation.lower, call.equation.upper
     upper, lower = one(upper, lower, moved.upper), one(lower, upper, moved.lower)
     return jax.tree.map(jnp.subtract, upper, lower)
-
-
-def count(tree: PyTree) -> int:
-    """How many numbers."""
-    return sum(x.size for x in jax.tree.leaves(tree))
-
-
-def dot(a: PyTree, b: PyTree) -> Array:
-    """The inner product over all leaves."""
-    return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)), jnp.zeros(()))

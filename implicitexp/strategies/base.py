@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from implicitexp.adjoints.trees import norm as norm
+from implicitexp.adjoints.trees import normalized as normalized
+from implicitexp.adjoints.trees import scaled as scaled
 from implicitexp.equations import Stats
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import AbstractSolver, Loop
@@ -140,25 +143,3 @@ def check_solver(name: str, solver: AbstractSolver) -> None:
 
 
 KIND_WORDS = {"root": "a root", "fixed_point": "a fixed point", "ode": "an ODE", "integral": "an integral"}
-
-
-def norm(tree: PyTree) -> Array:
-    """Euclidean norm over all leaves."""
-    squares = [jnp.sum(jnp.abs(x) ** 2) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares, jnp.zeros(())))
-
-
-def normalized(cotangent: PyTree, unknowns: int = 1) -> tuple[PyTree, Array]:
-    """The cotangent scaled to norm sqrt(unknowns), and the factor that undoes it (one where the cotangent is zero).
-
-    An adjoint is linear in the cotangent, but an absolute tolerance is not: without this the accuracy of a gradient
-    depends on the scale of the loss. `unknowns`: of a solver whose error test takes a root mean square, so that a large
-    state is not solved less accurately than a small one.
-    """
-    size = norm(cotangent) / max(unknowns, 1) ** 0.5
-    size = jnp.where(size > 0, size, jnp.ones_like(size))
-    return jax.tree.map(lambda c: c / size.astype(c.dtype), cotangent), size
-
-
-def scaled(tree: PyTree, factor: Array) -> PyTree:
-    return jax.tree.map(lambda x: x * factor.astype(x.dtype), tree)
