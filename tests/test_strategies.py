@@ -17,6 +17,8 @@ from implicitexp import solvers
 from implicitexp.equations import ODE, FixedPoint, Integral, Root
 from implicitexp.solving import solve, zero_tap
 from implicitexp.strategies import Adjoint, FiniteDifference, Forward, Implicit, PerKind, ProgramTangent, Unroll
+from implicitexp.strategies.approximate import Reuse, Shine
+from implicitexp.strategies.over_steps import Interpolating, Replay, Reversible
 
 # Relative errors in float64 with default tolerances (1e-8).
 SOLVED = 1e-9  # Newton ends far below the tolerance; a quadrature rule too on a smooth integrand
@@ -43,6 +45,14 @@ VARIANTS = [
     ("ode", PerKind(ode=Adjoint(rtol=1e-9, atol=1e-9))),
     ("ode", ProgramTangent()),
     ("integral", ProgramTangent()),
+    ("ode", Replay()),
+    ("ode", Replay(store="stages")),
+    ("ode", Reversible()),
+    ("ode", Interpolating()),
+    ("root", Reuse()),
+    ("root", Shine()),
+    ("fixed_point", Reuse()),
+    ("fixed_point", Shine(refine=3)),
 ]
 LANES = np.array([1.0, 1.1])
 

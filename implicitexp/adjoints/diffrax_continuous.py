@@ -6,9 +6,9 @@ dt0 and the step controller's numbers have no derivative: those of the ODE's sol
 """
 
 import abc
+import dataclasses
 from typing import Any
 
-import diffrax as dfx
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
@@ -19,7 +19,7 @@ from implicitexp.errors import Unsupported
 
 from .diffrax_forward import Frame, Recording, Setup, Solved, solve_and_record
 from .diffrax_outputs import Saved
-from .diffrax_private import Solve
+from .diffrax_private import AbstractPlugin, Passed, Solve
 from .diffrax_problem import Chosen, Problem, is_moving
 from .diffrax_tangents import tangents_of
 from .linear_map import linear_map
@@ -37,7 +37,7 @@ ONLY_OUTPUTS = (
 )
 
 
-class AbstractContinuous(dfx.AbstractAdjoint):
+class AbstractContinuous(AbstractPlugin):
     """An adjoint for `diffrax.diffeqsolve` that solves the ODE's own adjoint or sensitivity equations.
 
     Differentiated: `y0`, `args`, whatever the terms hold or close over, `t0`, `t1`, `SaveAt(ts=...)`, and what the `fn` of
@@ -71,22 +71,16 @@ class AbstractContinuous(dfx.AbstractAdjoint):
         """Inputs whose cotangents are what is to be known of the backward solve."""
         return []
 
-    def loop(
-        self, *, args, terms, solver, stepsize_controller, event, saveat, t0, t1, dt0, max_steps, throw, init_state,
-        passed_solver_state, passed_controller_state, progress_meter,
-    ):  # fmt: skip
-        name = type(self).__name__
-        if event is not None:
+    def solve(self, given: Solve, passed: Passed, throw: bool) -> tuple[Any, dict]:
+        name, saveat = type(self).__name__, given.saveat
+        if given.event is not None:
             raise Unsupported(
                 f"{name} does not differentiate the time of an event; use diffrax.RecursiveCheckpointAdjoint."
             )
-        init_state = _passed(name, init_state, passed_solver_state, passed_controller_state)
-        solve = Solve(
-            args, terms, solver, stepsize_controller, None, saveat, t0, t1, dt0, init_state, progress_meter, max_steps
-        )
-        problem = Problem.of(name, solve)
+        given = dataclasses.replace(given, init_state=_passed(name, given.init_state, *passed))
+        problem = Problem.of(name, given)
         frame = Frame(saveat.dense or saveat.solver_state or saveat.controller_state)
-        final = frame.closed(_solve(problem, self.tap(), setup=Setup.of(self, solve, throw), frame=frame))
+        final = frame.closed(_solve(problem, self.tap(), setup=Setup.of(self, given, throw), frame=frame))
         return final, {}
 
 

@@ -4,8 +4,9 @@ Diffrax has no public way to add an adjoint: `diffeqsolve` calls `AbstractAdjoin
 loop itself, its state and the two small functions here are what an adjoint is made of.
 """
 
+import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -56,6 +57,46 @@ class Solve(eqx.Module):
             inner_while_loop=inner,
             outer_while_loop=outer,
         )
+
+
+class Passed(NamedTuple):
+    """Whether the user handed a state over, of a solve that ended where this one starts."""
+
+    solver_state: bool
+    controller_state: bool
+
+
+class AbstractPlugin(dfx.AbstractAdjoint):
+    """An adjoint for `diffrax.diffeqsolve(..., adjoint=...)`: what Diffrax asks of it, in one value."""
+
+    @abc.abstractmethod
+    def solve(self, given: Solve, passed: Passed, throw: bool) -> tuple[Any, dict]:
+        """-> the final `State`, further statistics."""
+
+    def loop(
+        self, *, args, terms, solver, stepsize_controller, event, saveat, t0, t1, dt0, max_steps, throw, init_state,
+        passed_solver_state, passed_controller_state, progress_meter,
+    ):  # fmt: skip
+        given = Solve(
+            args, terms, solver, stepsize_controller, event, saveat, t0, t1, dt0, init_state, progress_meter, max_steps
+        )
+        return self.solve(given, Passed(passed_solver_state, passed_controller_state), throw)
+
+
+class AbstractAround(eqx.Module):
+    """A solver of the user's in another of ours, which changes `step` and is the same otherwise."""
+
+    solver: eqx.AbstractVar[Any]
+
+    @property
+    def interpolation_cls(self) -> Any:
+        return self.solver.interpolation_cls
+
+    def error_order(self, terms: PyTree) -> Any:
+        return self.solver.error_order(terms)
+
+    def func(self, terms: PyTree, t0: Any, y0: PyTree, args: PyTree) -> PyTree:
+        return self.solver.func(terms, t0, y0, args)
 
 
 def is_none(x: Any) -> bool:

@@ -7,13 +7,11 @@ rejected steps, nor the error estimate, nor the root finder of an implicit stage
 
 from typing import Any, Literal
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
-from .diffrax_private import Solve, is_none
+from .diffrax_private import AbstractPlugin, Passed, Solve, is_none
 from .replay_clock import Clock
 from .replay_cotangents import as_solve, idle
 from .replay_outputs import Model, saved_outputs
@@ -26,7 +24,7 @@ BYTES = 8 * 2**20  # what `auto` keeps; filling it takes about a millisecond
 AT_LEAST = 64  # states
 
 
-class Replay(dfx.AbstractAdjoint):
+class Replay(AbstractPlugin):
     """Backpropagate by walking the accepted steps backwards, each by the transpose of one Runge-Kutta step.
 
     Use as `diffrax.diffeqsolve(..., adjoint=Replay())`. For n states, p parameters, N accepted steps of s stages the backward
@@ -62,32 +60,11 @@ class Replay(dfx.AbstractAdjoint):
                 f'store={self.store!r}: give "auto", "steps", "stages" or the number of states to keep, at least 1'
             )
 
-    def loop(
-        self,
-        *,
-        args: PyTree,
-        terms: PyTree,
-        solver: Any,
-        stepsize_controller: Any,
-        event: dfx.Event | None,
-        saveat: dfx.SaveAt,
-        t0: Any,
-        t1: Any,
-        dt0: Any,
-        max_steps: int | None,
-        throw: bool,
-        init_state: Any,
-        passed_solver_state: bool,
-        passed_controller_state: bool,
-        progress_meter: Any,
-    ) -> tuple[Any, dict]:
-        """What Diffrax calls. The loop over the steps is `_steps`, with a derivative of its own; what Diffrax does before and
-        after it, such as finding the time of an event, is differentiated as it stands."""
-        del throw, passed_solver_state, passed_controller_state
-        scheme = checked(solver, terms, init_state.y, "Replay")
-        given = Solve(
-            args, terms, solver, stepsize_controller, event, saveat, t0, t1, dt0, init_state, progress_meter, max_steps
-        )
+    def solve(self, given: Solve, passed: Passed, throw: bool) -> tuple[Any, dict]:
+        """The loop over the steps is `_steps`, with a derivative of its own; what Diffrax does before and after it, such as
+        finding the time of an event, is differentiated as it stands."""
+        del throw, passed
+        scheme = checked(given.solver, given.terms, given.init_state.y, "Replay")
         plan = _Plan(scheme, self.store)
         return around(given, scheme, lambda solve: _steps(solve, plan=plan))
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from .diffrax_private import Solve
+from .diffrax_private import AbstractAround, Solve
 from .replay_clock import Clock
 
 plain_loop = functools.partial(eqxi.while_loop, kind="lax")
@@ -157,20 +157,10 @@ class Recording(eqx.Module):
         return self.clock.motion(state)
 
 
-class WithStages(eqx.Module):
+class WithStages(AbstractAround):
     """A solver that leaves the stages of its last accepted step in its state."""
 
     solver: Any
-
-    @property
-    def interpolation_cls(self) -> Any:
-        return self.solver.interpolation_cls
-
-    def error_order(self, terms: PyTree) -> Any:
-        return self.solver.error_order(terms)
-
-    def func(self, terms: PyTree, t0: Any, y0: PyTree, args: PyTree) -> PyTree:
-        return self.solver.func(terms, t0, y0, args)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         y1, error, dense, state, result = self.solver.step(terms, t0, t1, y0, args, solver_state[0], made_jump)

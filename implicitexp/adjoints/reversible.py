@@ -12,15 +12,13 @@ Source: S. McCallum and J. Foster 2024, "Efficient, Accurate and Stable Gradient
 
 from typing import Any
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from implicitexp.errors import Unsupported
 
-from .diffrax_private import Solve, is_none
+from .diffrax_private import AbstractAround, AbstractPlugin, Passed, Solve, is_none
 from .replay_clock import Clock
 from .replay_cotangents import as_solve, idle
 from .replay_outputs import Model, saved_outputs
@@ -30,7 +28,7 @@ from .replay_step import Scheme
 from .reversible_walk import RegularEnds, ReversibleWalk
 
 
-class Reversible(dfx.AbstractAdjoint):
+class Reversible(AbstractPlugin):
     """Solve by the reversible form of the solver, and backpropagate without any stored state.
 
     Use as `diffrax.diffeqsolve(..., adjoint=Reversible())`, with an explicit Runge-Kutta solver. The solution is that of the
@@ -62,43 +60,22 @@ class Reversible(dfx.AbstractAdjoint):
         if not 0 < self.coupling <= 1:
             raise ValueError(f"coupling={self.coupling!r} has to lie in (0, 1]: 0.999 is the default")
 
-    def loop(
-        self,
-        *,
-        args: PyTree,
-        terms: PyTree,
-        solver: Any,
-        stepsize_controller: Any,
-        event: dfx.Event | None,
-        saveat: dfx.SaveAt,
-        t0: Any,
-        t1: Any,
-        dt0: Any,
-        max_steps: int | None,
-        throw: bool,
-        init_state: Any,
-        passed_solver_state: bool,
-        passed_controller_state: bool,
-        progress_meter: Any,
-    ) -> tuple[Any, dict]:
-        """What Diffrax calls: the same as for `Replay`, the solver's state being z."""
-        del throw, passed_controller_state
-        scheme = checked(solver, terms, init_state.y, "Reversible")
+    def solve(self, given: Solve, passed: Passed, throw: bool) -> tuple[Any, dict]:
+        """As for `Replay`, the solver's state being z."""
+        del throw
+        scheme = checked(given.solver, given.terms, given.init_state.y, "Reversible")
         if scheme.implicit:
             raise Unsupported(
-                f"Reversible has no form of {type(solver).__name__}, whose steps are solved for: use Replay, or an explicit "
-                "solver"
+                f"Reversible has no form of {type(given.solver).__name__}, whose steps are solved for: use Replay, or an "
+                "explicit solver"
             )
-        coupled = Coupled(with_forward_mode(solver), self.coupling)
-        z = init_state.solver_state if passed_solver_state else init_state.y
-        state = eqx.tree_at(lambda s: s.solver_state, init_state, z, is_leaf=is_none)
-        given = Solve(
-            args, terms, coupled, stepsize_controller, event, saveat, t0, t1, dt0, state, progress_meter, max_steps
-        )
+        coupled = Coupled(with_forward_mode(given.solver), self.coupling)
+        z = given.init_state.solver_state if passed.solver_state else given.init_state.y
+        given = eqx.tree_at(lambda s: (s.solver, s.init_state.solver_state), given, (coupled, z), is_leaf=is_none)
         return around(given, scheme, lambda solve: _steps(solve, scheme=scheme))
 
 
-class Coupled(eqx.Module):
+class Coupled(AbstractAround):
     """The reversible form of a solver, its state being z.
 
     What it interpolates with inside a step are the step's two states y and the stages of z's step.
@@ -106,16 +83,6 @@ class Coupled(eqx.Module):
 
     solver: Any
     coupling: float = eqx.field(static=True)
-
-    @property
-    def interpolation_cls(self) -> Any:
-        return self.solver.interpolation_cls
-
-    def error_order(self, terms: PyTree) -> Any:
-        return self.solver.error_order(terms)
-
-    def func(self, terms: PyTree, t0: Any, y0: PyTree, args: PyTree) -> PyTree:
-        return self.solver.func(terms, t0, y0, args)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         z0, c = solver_state, self.coupling

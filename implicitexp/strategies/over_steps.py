@@ -14,10 +14,10 @@ class Replay(AbstractDropIn):
     """The accepted steps, recorded and walked backwards: the gradient of `unroll`, in less time to run and to compile.
 
     `store`: what is kept of a step, its start (`steps`) or its stages too (`stages`), or a number of states, between which
-    the steps are done again. Source: A. Sandu 2006, "On the properties of Runge-Kutta discrete adjoints".
+    the steps are done again; `auto` keeps as many states as fit into 8 MiB. Source: A. Sandu 2006, "On the properties of Runge-Kutta discrete adjoints".
     """
 
-    store: str | int = eqx.field(static=True, default="steps")
+    store: str | int = eqx.field(static=True, default="auto")
     name: ClassVar[str] = "replay"
     kinds: ClassVar[tuple[str, ...]] = ("ode",)
 
@@ -60,6 +60,3 @@ class Interpolating(AbstractDropIn):
 
     def adjoint(self) -> Any:
         return interpolating.Interpolating(self.rtol, self.atol, max_steps=self.max_steps)
-
-    def forward(self, loop):
-        return None
