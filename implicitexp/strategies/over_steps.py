@@ -14,7 +14,9 @@ class Replay(AbstractDropIn):
     """The accepted steps, recorded and walked backwards: the gradient of `unroll`, in less time to run and to compile.
 
     `store`: what is kept of a step, its start (`steps`) or its stages too (`stages`), or a number of states, between which
-    the steps are done again; `auto` keeps as many states as fit into 8 MiB. Source: A. Sandu 2006, "On the properties of Runge-Kutta discrete adjoints".
+    the steps are done again; `auto` keeps as many states as fit into 8 MiB.
+
+    Source: A. Sandu 2006, "On the properties of Runge-Kutta discrete adjoints".
     """
 
     store: str | int = eqx.field(static=True, default="auto")
