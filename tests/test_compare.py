@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 from runs import CHECK, COST
 
@@ -18,6 +19,14 @@ ALL = {
     "forward": strategies.Forward(),
     "finite_difference": strategies.FiniteDifference(),
 }
+
+
+@pytest.fixture(autouse=True)
+def clearings(monkeypatch):
+    """How often the traces of this process were to be forgotten; they are kept, for the tests that come after."""
+    found = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: found.append(True))
+    return found
 
 
 def a_comparison(folder, problem, rows):
@@ -45,7 +54,7 @@ def test_the_trap_is_shown(tmp_path, capsys):
     assert "closed form" in printed
 
 
-def test_the_record_of_a_comparison(tmp_path):
+def test_the_record_of_a_comparison(tmp_path, clearings):
     rows = {"implicit": strategies.Implicit(), "adjoint": strategies.Adjoint()}
     result = a_comparison(tmp_path, problems.Kepler(), rows)
     written = json.loads((tmp_path / "result.json").read_text())
@@ -57,6 +66,7 @@ def test_the_record_of_a_comparison(tmp_path):
         assert set(row["cost"]) == COST
     one, two = (row["gradient_check"]["uncertainty"] for row in written["strategies"])
     assert one == two  # one reference for all
+    assert len(clearings) == 2  # each compiles as in a process of its own
     assert (tmp_path / "compare.png").stat().st_size > 10_000
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
