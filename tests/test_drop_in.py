@@ -1,6 +1,9 @@
 """The strategies that are adjoints of `implicitexp.adjoints`: truncated ones against their theory, forward mode, refusals.
 Those that are exact have rows in test_strategies.py."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,3 +113,20 @@ def test_equations_of_another_kind_are_refused(strategy, kind):
 def test_a_solver_without_an_inverse_is_refused(float64):
     with pytest.raises(Unsupported, match="Picard|FixedPointIteration"):
         derivative(Shine(), solvers.Picard())
+
+
+NAMES = """
+import sys
+from implicitexp import adjoints
+found = [type(getattr(adjoints, name)).__name__ for name in adjoints.__all__]
+assert len(found) == 19, found
+loaded = {name.partition(".")[0] for name in sys.modules}
+assert not loaded & {"hydra", "omegaconf", "mlflow", "matplotlib"}, loaded
+ours = {name for name in sys.modules if name.startswith("implicitexp.")}
+assert not [name for name in ours if name.split(".")[1] not in ("adjoints", "solvers", "errors", "equations", "notation")], ours
+"""
+
+
+def test_all_names_are_there_and_need_nothing_of_the_framework():
+    done = subprocess.run([sys.executable, "-c", NAMES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
