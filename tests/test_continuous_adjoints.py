@@ -3,7 +3,8 @@
 The row for all day is the first of each table; the others run with the slow tests.
 """
 
-import Any
+from typing import Any
+
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
