@@ -131,7 +131,7 @@ def several(p):
     return dfx.SaveAt(subs=subs)
 
 
-SAVED = (end, times, all_forms, several, dense)
+SAVED = (times, all_forms, several, dense)  # `all_forms` has the end alone, too
 EXPLICIT = (dfx.Euler(), dfx.Heun(), dfx.Midpoint(), dfx.Ralston(), dfx.Bosh3(), dfx.Dopri5(), dfx.Dopri8())
 IMPLICIT = (dfx.ImplicitEuler(), dfx.Kvaerno3(), dfx.Kvaerno5())
 

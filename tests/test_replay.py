@@ -32,8 +32,8 @@ ROWS = [
     row(("stages",), dfx.Kvaerno3(), cases.fixed_root, cases.end, mark=()),
     row(("steps",), dfx.Tsit5(), cases.adaptive, cases.all_forms),
     *(row(AUTO, dfx.Tsit5(), c, s) for c in (cases.fixed, cases.clipped) for s in cases.SAVED),
-    *(row(AUTO, dfx.Tsit5(), cases.second_order, s) for s in (cases.end, cases.all_forms)),
-    *(row(AUTO, dfx.Tsit5(), cases.stepped, s, dt0=None) for s in (cases.end, cases.all_forms, cases.dense)),
+    row(AUTO, dfx.Tsit5(), cases.second_order, cases.all_forms),
+    *(row(AUTO, dfx.Tsit5(), cases.stepped, s, dt0=None) for s in (cases.all_forms, cases.dense)),
     *(row(AUTO, dfx.Tsit5(), cases.adaptive, s, BACKWARDS) for s in (cases.all_forms, cases.dense)),
     row(AUTO, dfx.Tsit5(), cases.adaptive, cases.times, {"t1": 0.1, "ts": [0.1]}),  # no step
     row(("auto", 3), dfx.Tsit5(), cases.fixed, cases.all_forms, {"dt0": 2.0}),  # one
