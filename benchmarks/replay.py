@@ -12,8 +12,8 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 
-from implicitexp.adjoints.replay import Replay
-from implicitexp.adjoints.reversible import Reversible
+from implicitexp.adjoints.discrete.replay import Replay
+from implicitexp.adjoints.discrete.reversible import Reversible
 
 REPEATS = 1000
 ADJOINTS = {

@@ -16,7 +16,7 @@ import lineax as lx
 import numpy as np
 import optimistix as optx
 
-from implicitexp.adjoints.small_dense import SmallDense
+from implicitexp.adjoints.linear.small_dense import SmallDense
 
 REPEATS = 21
 DEFAULT = lx.AutoLinearSolver(well_posed=None)  # what Optimistix takes when nothing is said

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from implicitexp import solvers
-from implicitexp.adjoints.linear_map import linear_map
+from implicitexp.adjoints.implicit.linear_map import linear_map
 from implicitexp.equations import ODE, AbstractEquation, FixedPoint, Integral, Root, Solution, Stats
 from implicitexp.errors import Unsupported
 from implicitexp.strategies.base import KIND_WORDS, AbstractStrategy, Backward, Call, Split, differentiable

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitexp.adjoints.backsolve_adjoint import Backsolve
-from implicitexp.adjoints.forward_sensitivity import ForwardSensitivity
-from implicitexp.adjoints.gauss_adjoint import Gauss
-from implicitexp.adjoints.interpolating import Interpolating
+from implicitexp.adjoints.continuous.backsolve_adjoint import Backsolve
+from implicitexp.adjoints.continuous.forward_sensitivity import ForwardSensitivity
+from implicitexp.adjoints.continuous.gauss_adjoint import Gauss
+from implicitexp.adjoints.continuous.interpolating import Interpolating
 
 PID = dfx.PIDController(rtol=1e-8, atol=1e-8)
 STEPPED = 1e-7  # at tolerance 1e-8: the errors of the steps add up

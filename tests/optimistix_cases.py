@@ -6,8 +6,8 @@ import numpy as np
 import optimistix as optx
 import pytest
 
-from implicitexp.adjoints.fixed_points import Iterated, Reuse, Shine
-from implicitexp.adjoints.small_dense import SmallDense
+from implicitexp.adjoints.implicit.fixed_points import Iterated, Reuse, Shine
+from implicitexp.adjoints.linear.small_dense import SmallDense
 from implicitexp.solvers.anderson import AndersonAcceleration
 from implicitexp.solvers.broyden import Broyden
 

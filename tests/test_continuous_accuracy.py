@@ -14,10 +14,10 @@ import numpy as np
 import optimistix as optx
 import pytest
 
-from implicitexp.adjoints.backsolve_adjoint import Backsolve
-from implicitexp.adjoints.forward_sensitivity import ForwardSensitivity
-from implicitexp.adjoints.gauss_adjoint import Gauss
-from implicitexp.adjoints.interpolating import Interpolating
+from implicitexp.adjoints.continuous.backsolve_adjoint import Backsolve
+from implicitexp.adjoints.continuous.forward_sensitivity import ForwardSensitivity
+from implicitexp.adjoints.continuous.gauss_adjoint import Gauss
+from implicitexp.adjoints.continuous.interpolating import Interpolating
 
 ADJOINTS = [Gauss(), Interpolating(), Backsolve(checkpoints=4), ForwardSensitivity()]
 NAMES = ["gauss", "interpolating", "backsolve", "forward"]

@@ -30,7 +30,7 @@ from continuous_cases import (
     solve,
 )
 
-from implicitexp.adjoints.backsolve_adjoint import Backsolve
+from implicitexp.adjoints.continuous.backsolve_adjoint import Backsolve
 
 # -- what is saved ----------------------------------------------------------------------------------------------------
 

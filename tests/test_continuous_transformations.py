@@ -25,10 +25,10 @@ from continuous_cases import (
     solve,
 )
 
-from implicitexp.adjoints.backsolve_adjoint import Backsolve
-from implicitexp.adjoints.extension import extension_of
-from implicitexp.adjoints.gauss_adjoint import Gauss
-from implicitexp.adjoints.trajectory import KEEP_STAGES, KEEP_STEPS, storage
+from implicitexp.adjoints.continuous.backsolve_adjoint import Backsolve
+from implicitexp.adjoints.continuous.extension import extension_of
+from implicitexp.adjoints.continuous.gauss_adjoint import Gauss
+from implicitexp.adjoints.continuous.trajectory import KEEP_STAGES, KEEP_STEPS, storage
 from implicitexp.errors import Unsupported
 
 # -- transformations, numbers, failures -------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from implicitexp import solvers
-from implicitexp.adjoints.linear import LinearSolve
+from implicitexp.adjoints.implicit.linear import LinearSolve
 from implicitexp.equations import ODE, FixedPoint, Integral, Root
 from implicitexp.solving import solve, zero_tap
 from implicitexp.strategies import Adjoint, FiniteDifference, Forward, Implicit, Unroll

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from implicitexp.adjoints.forward_sensitivity import ForwardSensitivity
+from implicitexp.adjoints.continuous.forward_sensitivity import ForwardSensitivity
 from implicitexp.errors import Unsupported
 
 STEPPED = 1e-7  # at tolerance 1e-8: the errors of the steps add up

@@ -8,8 +8,8 @@ import optimistix as optx
 import pytest
 from lineax_cases import ROUND_OFF, system
 
-from implicitexp.adjoints.linear_solvers import Auto, NeumannSeries, Preconditioned, Recorded, jacobi
-from implicitexp.adjoints.small_dense import SmallDense
+from implicitexp.adjoints.linear.small_dense import SmallDense
+from implicitexp.adjoints.linear.solvers import Auto, NeumannSeries, Preconditioned, Recorded, jacobi
 
 
 # Every solver, where a user of Optimistix puts it. y + 0.3 tanh(M y) - a has a Jacobian near one, so that the Neumann series

@@ -29,8 +29,8 @@ from optimistix_cases import (
     value,
 )
 
-from implicitexp.adjoints.fixed_points import Iterated, Neumann, OneStep, Phantom, Reuse, Shine
-from implicitexp.adjoints.last_steps import Truncated
+from implicitexp.adjoints.implicit.fixed_points import Iterated, Neumann, OneStep, Phantom, Reuse, Shine
+from implicitexp.adjoints.implicit.last_steps import Truncated
 
 
 @pytest.mark.usefixtures("float64")

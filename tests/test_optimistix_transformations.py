@@ -8,9 +8,9 @@ import optimistix as optx
 import pytest
 from optimistix_cases import ANDERSON, NEWTON, PICARD, A, C, M, N, exact, fixed_point, minimum, root, rows, value
 
-from implicitexp.adjoints.fixed_points import Iterated, Neumann, OneStep, Phantom, Reuse, Shine
-from implicitexp.adjoints.last_steps import Truncated
-from implicitexp.adjoints.small_dense import SmallDense
+from implicitexp.adjoints.implicit.fixed_points import Iterated, Neumann, OneStep, Phantom, Reuse, Shine
+from implicitexp.adjoints.implicit.last_steps import Truncated
+from implicitexp.adjoints.linear.small_dense import SmallDense
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.anderson import AndersonAcceleration
 from implicitexp.solvers.broyden import Broyden

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from implicitexp import solvers
-from implicitexp.adjoints.linear import DENSE_UP_TO
+from implicitexp.adjoints.implicit.linear import DENSE_UP_TO
 from implicitexp.equations import FixedPoint, Integral, Root
 from implicitexp.errors import Unsupported
 from implicitexp.solving import Solve, solve, zero_tap

@@ -8,7 +8,7 @@ import pytest
 import replay_cases as cases
 from jax.flatten_util import ravel_pytree
 
-from implicitexp.adjoints.replay import Replay
+from implicitexp.adjoints.discrete.replay import Replay
 from implicitexp.errors import Unsupported
 
 ROUND_OFF = 2e-11  # float64: a few hundred products, and cancellation where an output lies near the end of a step

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 import replay_cases as cases
 
-from implicitexp.adjoints.reversible import Coupled, Reversible
+from implicitexp.adjoints.discrete.reversible import Coupled, Reversible
 from implicitexp.errors import Unsupported
 
 # float64: the states are made again, each step with a rounding that the field may enlarge; about 30 steps.

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from lineax_cases import ROUND_OFF, system
 
-from implicitexp.adjoints.linear_solvers import Auto
-from implicitexp.adjoints.small_dense import SmallDense
+from implicitexp.adjoints.linear.small_dense import SmallDense
+from implicitexp.adjoints.linear.solvers import Auto
 
 BATCH = 10_010  # of seven families
 FAMILIES = ("random", "rows", "columns", "both", "nearly_singular", "permuted", "symmetric")

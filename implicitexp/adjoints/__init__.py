@@ -11,41 +11,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "replay": ("Replay",),
-    "reversible": ("Reversible",),
-    "gauss_adjoint": ("Gauss",),
-    "interpolating": ("Interpolating",),
-    "backsolve_adjoint": ("Backsolve",),
-    "forward_sensitivity": ("ForwardSensitivity",),
-    "fixed_points": ("Iterated", "Neumann", "OneStep", "Phantom", "Reuse", "Shine"),
-    "last_steps": ("Truncated",),
-    "small_dense": ("SmallDense",),
-    "linear_solvers": ("NeumannSeries", "Preconditioned", "Recorded", "jacobi"),
-    "auto_linear": ("Auto",),
+    "discrete.replay": ("Replay",),
+    "discrete.reversible": ("Reversible",),
+    "continuous.gauss_adjoint": ("Gauss",),
+    "continuous.interpolating": ("Interpolating",),
+    "continuous.backsolve_adjoint": ("Backsolve",),
+    "continuous.forward_sensitivity": ("ForwardSensitivity",),
+    "implicit.fixed_points": ("Iterated", "Neumann", "OneStep", "Phantom", "Reuse", "Shine"),
+    "implicit.last_steps": ("Truncated",),
+    "linear.small_dense": ("SmallDense",),
+    "linear.solvers": ("NeumannSeries", "Preconditioned", "Recorded", "jacobi"),
+    "linear.auto": ("Auto",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
-    from .auto_linear import Auto as Auto
-    from .backsolve_adjoint import Backsolve as Backsolve
-    from .fixed_points import Iterated as Iterated
-    from .fixed_points import Neumann as Neumann
-    from .fixed_points import OneStep as OneStep
-    from .fixed_points import Phantom as Phantom
-    from .fixed_points import Reuse as Reuse
-    from .fixed_points import Shine as Shine
-    from .forward_sensitivity import ForwardSensitivity as ForwardSensitivity
-    from .gauss_adjoint import Gauss as Gauss
-    from .interpolating import Interpolating as Interpolating
-    from .last_steps import Truncated as Truncated
-    from .linear_solvers import NeumannSeries as NeumannSeries
-    from .linear_solvers import Preconditioned as Preconditioned
-    from .linear_solvers import Recorded as Recorded
-    from .linear_solvers import jacobi as jacobi
-    from .replay import Replay as Replay
-    from .reversible import Reversible as Reversible
-    from .small_dense import SmallDense as SmallDense
+    from .continuous.backsolve_adjoint import Backsolve as Backsolve
+    from .continuous.forward_sensitivity import ForwardSensitivity as ForwardSensitivity
+    from .continuous.gauss_adjoint import Gauss as Gauss
+    from .continuous.interpolating import Interpolating as Interpolating
+    from .discrete.replay import Replay as Replay
+    from .discrete.reversible import Reversible as Reversible
+    from .implicit.fixed_points import Iterated as Iterated
+    from .implicit.fixed_points import Neumann as Neumann
+    from .implicit.fixed_points import OneStep as OneStep
+    from .implicit.fixed_points import Phantom as Phantom
+    from .implicit.fixed_points import Reuse as Reuse
+    from .implicit.fixed_points import Shine as Shine
+    from .implicit.last_steps import Truncated as Truncated
+    from .linear.auto import Auto as Auto
+    from .linear.small_dense import SmallDense as SmallDense
+    from .linear.solvers import NeumannSeries as NeumannSeries
+    from .linear.solvers import Preconditioned as Preconditioned
+    from .linear.solvers import Recorded as Recorded
+    from .linear.solvers import jacobi as jacobi
 
 
 def __getattr__(name: str) -> Any:

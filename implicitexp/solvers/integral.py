@@ -12,7 +12,7 @@ import quadax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from implicitexp.adjoints.quadrature import UnrolledAdjoint
+from implicitexp.adjoints.quadrature.unrolled import UnrolledAdjoint
 from implicitexp.equations import Integral, Stats
 
 from .base import AbstractSolver, Loop, NotConverged, Tolerance, dtype_of, resolve_tolerance, stats

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import quadax
 from jaxtyping import Array, PyTree
 
-from implicitexp.adjoints import continuous
-from implicitexp.adjoints.continuous import MethodName, Tolerances
-from implicitexp.adjoints.iterated import AdjointIteration, PreconditionerName, factor, precondition, unit
-from implicitexp.adjoints.trees import count, dot
+from implicitexp.adjoints.continuous import calls as continuous
+from implicitexp.adjoints.continuous.calls import MethodName, Tolerances
+from implicitexp.adjoints.continuous.trees import count, dot
+from implicitexp.adjoints.implicit.iterated import AdjointIteration, PreconditionerName, factor, precondition, unit
 from implicitexp.equations import Stats
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import stats

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 
-from implicitexp.adjoints import fixed_points
+from implicitexp.adjoints.implicit import fixed_points
 
 from .drop_in import AbstractDropIn
 

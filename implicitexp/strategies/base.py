@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from implicitexp.adjoints.trees import norm as norm
-from implicitexp.adjoints.trees import normalized as normalized
-from implicitexp.adjoints.trees import scaled as scaled
+from implicitexp.adjoints.continuous.trees import norm as norm
+from implicitexp.adjoints.continuous.trees import normalized as normalized
+from implicitexp.adjoints.continuous.trees import scaled as scaled
 from implicitexp.equations import Stats
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import AbstractSolver, Loop

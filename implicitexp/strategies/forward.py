@@ -10,8 +10,8 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from implicitexp.adjoints.continuous import sensitivities
-from implicitexp.adjoints.linear import LinearSolve
+from implicitexp.adjoints.continuous.calls import sensitivities
+from implicitexp.adjoints.implicit.linear import LinearSolve
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import PLAIN, all_finite
 from implicitexp.solvers.ode import AbstractFixedStep

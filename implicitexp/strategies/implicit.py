@@ -8,7 +8,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from implicitexp.adjoints.linear import Linearization, LinearSolve, LinearSolverName
+from implicitexp.adjoints.implicit.linear import Linearization, LinearSolve, LinearSolverName
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import PLAIN, Loop
 

@@ -4,7 +4,8 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 
-from implicitexp.adjoints import interpolating, replay, reversible
+from implicitexp.adjoints.continuous import interpolating
+from implicitexp.adjoints.discrete import replay, reversible
 from implicitexp.solvers.base import PLAIN
 
 from .drop_in import AbstractDropIn

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from implicitexp.adjoints.last_steps import last_steps
+from implicitexp.adjoints.implicit.last_steps import last_steps
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import PLAIN, Loop
 

@@ -1,0 +1,125 @@
+"""The discrete adjoint of an ODE solve: the accepted steps are recorded, and walked backwards one by one.
+
+`diffrax.diffeqsolve(..., adjoint=Replay())` gives the derivative that backpropagation through the solver gives, to rounding:
+that of the computed solution with every accepted step held fixed. The loop of the solve is not differentiated: neither the
+rejected steps, nor the error estimate, nor the root finder of an implicit stage is part of the backward pass.
+"""
+
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from implicitexp.adjoints.diffrax_private import AbstractPlugin, Passed, Solve, is_none
+from implicitexp.adjoints.discrete.clock import Clock
+from implicitexp.adjoints.discrete.cotangents import as_solve, idle
+from implicitexp.adjoints.discrete.outputs import Model, saved_outputs
+from implicitexp.adjoints.discrete.record import Recording, run
+from implicitexp.adjoints.discrete.setup import around, bounded, checked, plain, tied, with_stages
+from implicitexp.adjoints.discrete.step import Scheme
+from implicitexp.adjoints.discrete.walk import Walk
+
+BYTES = 8 * 2**20  # what `auto` keeps; filling it takes about a millisecond
+AT_LEAST = 64  # states
+
+
+class Replay(AbstractPlugin):
+    """Backpropagate by walking the accepted steps backwards, each by the transpose of one Runge-Kutta step.
+
+    Use as `diffrax.diffeqsolve(..., adjoint=Replay())`. For n states, p parameters, N accepted steps of s stages the backward
+    pass costs N s evaluations of the vector field and N s products with its transposed Jacobian; for an implicit method
+    besides, in each stage, its Jacobian and the LU factorisation of I - h a_ii J. Memory: 2 `max_steps` times, and
+
+    - `store="auto"`: the state at the start of each step, as many as fit into 8 MiB, but at least 64; all arrays of JAX have a
+      fixed length, and to fill `max_steps` large states takes longer than a solve of few steps;
+    - `store="steps"`: the state at the start of each step, `max_steps` n numbers;
+    - `store="stages"`: the stages too, `max_steps` (s + 1) n numbers; an implicit method's are then not solved for again;
+    - `store=k`: k states (rounded up to an even number) and max_steps/k besides; what lies between is computed again.
+
+    Differentiated are y0, args, the arrays that the vector field and the functions of `saveat` hold or close over, t0, t1,
+    dt0, `saveat.ts` and the controller's own times. Terms are `ODETerm`, `ControlTerm` of a path that is no Brownian motion,
+    and `MultiTerm` of these; solvers are the Runge-Kutta methods with one tableau, Euler and ImplicitEuler. A solver state
+    that is passed in is taken for the slope at the start, as it is after a solve that ended there.
+
+    Second order is forward over reverse: `jax.hessian`, `jvp` of `vjp`. Forward mode alone is refused by JAX.
+
+    Source: A. Sandu 2006, "On the properties of Runge-Kutta discrete adjoints", ICCS, with the step sizes held fixed.
+
+    Raises:
+        Unsupported: a stochastic equation, a solver without a tableau, complex states of an implicit method.
+        ValueError: `max_steps=None`, where the number of steps to record has no bound; `store` not as above.
+    """
+
+    store: Literal["auto", "steps", "stages"] | int = "auto"
+
+    def __check_init__(self):
+        number = isinstance(self.store, int) and not isinstance(self.store, bool) and self.store >= 1
+        if self.store not in ("auto", "steps", "stages") and not number:
+            raise ValueError(
+                f'store={self.store!r}: give "auto", "steps", "stages" or the number of states to keep, at least 1'
+            )
+
+    def solve(self, given: Solve, passed: Passed, throw: bool) -> tuple[Any, dict]:
+        """The loop over the steps is `_steps`, with a derivative of its own; what Diffrax does before and after it, such as
+        finding the time of an event, is differentiated as it stands."""
+        del throw, passed
+        scheme = checked(given.solver, given.terms, given.init_state.y, "Replay")
+        plan = _Plan(scheme, self.store)
+        return around(given, scheme, lambda solve: _steps(solve, plan=plan))
+
+
+class _Plan(eqx.Module):
+    scheme: Scheme = eqx.field(static=True)
+    store: Literal["auto", "steps", "stages"] | int = eqx.field(static=True)
+
+    def recording(self, clock: Clock | None, solve: Solve) -> Recording:
+        """Euler's one stage is not worth keeping; to do an implicit step again takes the solver's own state."""
+        stages = self.store == "stages" and (self.scheme.keeps_stages or self.scheme.implicit)
+        count = None if isinstance(self.store, str) else self.store + self.store % 2
+        if self.store == "auto":
+            size = sum(x.nbytes for x in jax.tree.leaves(solve.init_state.y))
+            most = max(AT_LEAST, BYTES // max(size, 1) // 2 * 2)
+            count = most if most < (solve.max_steps or 0) else None
+        return Recording(count, stages, self.scheme.implicit and not stages, clock)
+
+
+# -- the loop over the steps, and its derivative --------------------------------------------------------------------------
+
+
+@eqx.filter_custom_vjp
+def _steps(solve: Solve, *, plan: _Plan) -> Any:
+    """The state after the last step."""
+    del plan
+    return tied(run(plain(solve), None).final, solve)
+
+
+@_steps.def_fwd
+def _forward(perturbed: Any, solve: Solve, *, plan: _Plan) -> tuple[Any, Any]:
+    bounded(solve, "Replay")
+    clock = Clock.of(solve, perturbed)
+    recording = plan.recording(clock, solve)
+    started = plain(solve) if clock is None else clock.started(plain(solve))
+    if recording.stages:
+        started = with_stages(started, plan.scheme)
+    taped = run(started, recording)
+    final = taped.final
+    if recording.stages:
+        final = eqx.tree_at(lambda s: s.solver_state, final, final.solver_state[0], is_leaf=is_none)
+    if clock is not None:
+        final = eqx.tree_at(lambda s: s.controller_state, final, final.controller_state[0], is_leaf=is_none)
+    return tied(final, solve), (final, taped.record, clock, perturbed)
+
+
+@_steps.def_bwd
+def _backward(residuals: Any, cotangent: Any, perturbed: Any, solve: Solve, *, plan: _Plan) -> Any:
+    del perturbed  # arrays by now; in the residuals they are still known while this is traced
+    final, record, clock, perturbed = residuals
+    solve_ = plain(solve)
+    model, theta = Model.split(solve_, perturbed)
+    saved = saved_outputs(solve_, final, cotangent)
+    walk = Walk(solve_, plan.scheme, model, theta, record, final, cotangent, saved)
+    y, total = walk()
+    unused = idle(solve_, final, cotangent)
+    y, total = jax.tree.map(lambda x: jnp.where(unused, jnp.zeros_like(x), x), (y, total))
+    return as_solve(solve, y, total, clock, cotangent)

@@ -1,0 +1,84 @@
+"""The adjoint of a fixed point by a fixed point iteration of its own, matrix-free, with its own tolerance.
+
+B. Christianson 1994, "Reverse accumulation and attractive fixed points", Optimization Methods and Software 3(4). The
+iteration is accelerated (Anderson); that it did not converge is reported, never hidden.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg
+import optimistix as optx
+from jaxtyping import Array, Float
+
+from implicitexp.adjoints.implicit.linear import SINGULAR, Linearization
+from implicitexp.solvers.algebraic import LoopAdjoint
+from implicitexp.solvers.anderson import AndersonAcceleration
+from implicitexp.solvers.base import PLAIN
+
+PreconditionerName = Literal["last", "start", "identity"]
+Acceleration = Literal["anderson"] | None
+HISTORY = 5
+MAX_STEPS = {"anderson": 1000, None: 10_000}  # the plain iteration of a contraction of 0.99 takes 2,750 to eps^(3/4)
+
+Vector = Float[Array, " n"]
+
+
+class AdjointIteration(eqx.Module):
+    """Tolerances of the adjoint iteration, relative to the right-hand side's norm (None: eps^(3/4)); `accelerate`: by
+    Anderson's method, or not."""
+
+    rtol: Any = None
+    atol: Any = None
+    max_steps: int | None = eqx.field(static=True, default=None)
+    accelerate: Acceleration = eqx.field(static=True, default="anderson")
+
+    def __call__(self, step: Callable[[Vector], Vector], b: Vector) -> tuple[Vector, Array, Array, Array]:
+        """The fixed point of w <- step(w), from w = 0, for |b| = 1: -> w, converged, steps, residual |step(w) - w|."""
+        default = jnp.finfo(b.dtype).eps ** 0.75
+        rtol = default if self.rtol is None else self.rtol
+        atol = default if self.atol is None else self.atol
+        sol = optx.fixed_point(
+            lambda w, _: step(w),
+            self._method(rtol, atol),
+            jnp.zeros_like(b),
+            max_steps=MAX_STEPS[self.accelerate] if self.max_steps is None else self.max_steps,
+            throw=False,
+            adjoint=LoopAdjoint(PLAIN),
+        )
+        w = sol.value
+        # So large a w does not move when the right-hand side, of norm one, is added: it looks converged and is not.
+        regular = jnp.linalg.norm(w) < SINGULAR / jnp.finfo(b.dtype).eps
+        converged = (sol.result == optx.RESULTS.successful) & regular & jnp.all(jnp.isfinite(w))
+        return w, converged, jnp.asarray(sol.stats["num_steps"], jnp.int32), jnp.linalg.norm(step(w) - w)
+
+    def _method(self, rtol: Any, atol: Any) -> optx.AbstractFixedPointSolver:
+        if self.accelerate is None:
+            return optx.FixedPointIteration(rtol, atol)
+        return AndersonAcceleration(rtol, atol, history=HISTORY)
+
+
+def unit(b: Vector) -> tuple[Vector, Array]:
+    size = jnp.linalg.norm(b)
+    size = jnp.where(size > 0, size, 1)
+    return b / size, size
+
+
+def factor(at: Linearization, name: PreconditionerName, start: Any) -> Any:
+    """The LU factors of df/dy at the solution (`last`: what the forward solver ended with) or at the start."""
+    if name == "identity":
+        return None
+    here = at if name == "last" else Linearization(at.residual, at.theta, start)
+    n = at.flat[0].size
+    columns = jax.vmap(here.dy)(jnp.eye(n, dtype=at.flat[0].dtype))
+    return jax.scipy.linalg.lu_factor(columns.T)
+
+
+def precondition(factors: Any, v: Vector, transposed: bool) -> Vector:
+    """B^-1 v or B^-T v; v itself without factors."""
+    if factors is None:
+        return v
+    return jax.scipy.linalg.lu_solve(factors, v, trans=1 if transposed else 0)

@@ -1,0 +1,1 @@
+"""Derivatives of integrals: drop-ins for Quadax."""
