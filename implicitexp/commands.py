@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from implicitexp.configuration import folders, manual
-from implicitexp.configuration.words import suggestion
+from implicitexp.configuration.words import KIND_WORDS, suggestion
 from implicitexp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,22 +37,25 @@ def rows(group: str, own: Path | None) -> dict[str, str]:
     found = {}
     for folder in filter(None, (folders.shipped(), own)):
         for path in sorted((folder / group).glob("*.yaml")):
-            kinds = kinds_of(path, group)
+            kinds = kinds_of(path, group, own)
             found[path.stem] = manual.first_comment(path) + (f"  [{kinds}]" if kinds else "")
     return found
 
 
-def kinds_of(path: Path, group: str) -> str:
+def kinds_of(path: Path, group: str, own: Path | None = None) -> str:
     """What the file says of itself."""
     if group not in ("problem", "solver", "gradient"):
         return ""
+    if group == "gradient":
+        kinds = manual.strategy_kinds(folders.shipped(), own).get(path.stem, list(KIND_WORDS))
+        return ALL if kinds == list(KIND_WORDS) else ", ".join(kinds)
     content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     hints = content.get("hints") or {}
     if group == "problem":
         table = next((x for name, x in hints.items() if name.startswith("kinds_of")), None)
         kinds = hints.get("kinds") if table is None else sorted({k for some in table.values() for k in some})
         return ", ".join(kinds) if isinstance(kinds, list) else ""
-    return hints.get("solver_kind") or ALL if group == "solver" else ALL
+    return hints.get("solver_kind") or ALL
 
 
 def check(argv: list[str]) -> int:

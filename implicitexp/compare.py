@@ -4,6 +4,7 @@ import contextlib
 import math
 from typing import Any
 
+import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
@@ -13,9 +14,11 @@ from implicitexp.checking import SMALLEST_LOG, Checked, Checker
 from implicitexp.cost import Cost
 from implicitexp.errors import ConfigError, Unsupported
 from implicitexp.experiment import Experiment
+from implicitexp.notation import ANOTHER_NAME
 from implicitexp.record import Folder
 from implicitexp.reference import Referee, Reference
 from implicitexp.result import RunResult
+from implicitexp.strategies import AbstractOfKinds
 from implicitexp.training import SECONDS_FOR_TRACKER, Settings, Terminated, terminable
 
 TRUSTED = 1e-3  # error + uncertainty, below which a strategy is sorted by what it costs and above which by its error
@@ -35,13 +38,16 @@ def compare(problem: Any, solver: Any, strategies: dict[str, Any], settings: Set
     folder = Folder(settings.folder, settings.config)
     parent = result.begin(settings, tracker, name=f"{settings.problem} compare")
     rows: list[Row] = []
+    same = twins({label: x for label, x in strategies.items() if label not in refused})
     reference: Reference | None = None
     status, exit_status, error = "finished", 0, None
     try:
         with terminable():
             for label, strategy in strategies.items():
                 if label in refused:
-                    rows.append(_empty(label, strategy, "undefined", refused[label]))
+                    rows.append(_undefined(label, strategy, refused[label]))
+                    continue
+                if label in same:
                     continue
                 checker = Checker(_with(experiment, strategy), key, referee, fresh=True)
                 row, reference = _row(label, strategy, checker, params, reference)
@@ -50,7 +56,7 @@ def compare(problem: Any, solver: Any, strategies: dict[str, Any], settings: Set
     except (KeyboardInterrupt, Terminated) as stop:
         status, exit_status = "killed", 143 if isinstance(stop, Terminated) else 130
         error = {"step": 0, "reason": "stopped before all strategies were compared"}
-    rows.sort(key=trade)
+    rows = sorted(rows + [_twin(rows, label, strategies[label], of) for label, of in same.items()], key=trade)
     if status == "finished" and not any(row["status"] == "finished" for row in rows):
         status, exit_status, error = "failed", 1, {"step": 0, "reason": "no strategy gave a gradient"}
     content = _content(settings, experiment, params, key, rows, reference, (status, error))
@@ -76,6 +82,45 @@ def prepared(
         reasons = "; ".join(f"{label}: {why}" for label, why in refused.items())
         raise ConfigError(f"no strategy works here: {reasons}")
     return *found, refused
+
+
+def twins(strategies: dict[str, Any]) -> dict[str, str]:
+    """Label -> the label of the row that it is another name for, as `gauss` is for `adjoint` of an ODE."""
+    own = {label: strategy for label, strategy in strategies.items() if strategy.plain() is strategy}
+    found = {}
+    for label, strategy in strategies.items():
+        of = next((x for x, original in own.items() if eqx.tree_equal(original, strategy.plain())), label)
+        if of != label:
+            found[label] = of
+    return found
+
+
+def _twin(rows: list[Row], label: str, strategy: Any, of: str) -> Row:
+    row = next((row for row in rows if row["label"] == of), None)
+    if row is None:  # the comparison was stopped before it
+        return _empty(label, strategy, "failed", f"stopped before {of}, of which this is another name") | {
+            "same_as": of
+        }
+    named = {"label": label, "gradient": record.described(strategy) | {"name": label}}
+    return row | named | {"remark": f"{ANOTHER_NAME}{of}", "same_as": of}
+
+
+def listed(rows: list[Row]) -> list[Row]:
+    """The rows of a table or figure: without other names, and without strategies for other kinds of equation."""
+    return [row for row in rows if not row["same_as"] and not row["other_kinds"]]
+
+
+def unlisted(rows: list[Row]) -> list[str]:
+    """What is said of the others, in a line each."""
+    names = ", ".join(f"{row['label']} = {row['same_as']}" for row in rows if row["same_as"])
+    elsewhere = ", ".join(row["label"] for row in rows if row["other_kinds"])
+    return [f"Other names of the same gradient: {names}."] * bool(names) + [
+        f"For other kinds of equation: {elsewhere} (implicitexp list strategies)."
+    ] * bool(elsewhere)
+
+
+def _undefined(label: str, strategy: Any, why: str) -> Row:
+    return _empty(label, strategy, "undefined", why) | {"other_kinds": isinstance(strategy, AbstractOfKinds)}
 
 
 def _with(experiment: Experiment, strategy: Any) -> Experiment:
@@ -111,12 +156,15 @@ def _full(label: str, strategy: Any, checked: Checked, cost: Cost) -> Row:
         "gradient_check": check.as_dict(),
         "cost": cost.as_dict(),
         "loss": checked.loss,
+        "same_as": None,
+        "other_kinds": False,
     }
 
 
 def _empty(label: str, strategy: Any, status: str, remark: str) -> Row:
     return {"label": label, "gradient": record.described(strategy) | {"name": label}, "status": status, "remark": remark,
-            "error_text": "-", "gradient_check": None, "cost": None, "loss": None}  # fmt: skip
+            "error_text": "-", "gradient_check": None, "cost": None, "loss": None, "same_as": None,
+            "other_kinds": False}  # fmt: skip
 
 
 def trade(row: Row) -> tuple[Any, ...]:
@@ -169,10 +217,11 @@ def _close(
     """Figure, files, MLflow and the table on the terminal."""
     title = f"Gradients of {settings.problem}, {settings.precision}"
     folder.save_params(params)
+    others, rows = unlisted(rows), listed(rows)
     warning = figures.drawn(folder, "compare", lambda: figures.compare_figure(rows, title))
     forward = [row["cost"]["forward_ms"] for row in rows if row["cost"]]
     forward_ms = min(forward) if forward else None
-    caption = report.compare_caption(content, forward_ms)
+    caption = "\n".join([report.compare_caption(content, forward_ms), *others])
     history = [{"step": 0, "gradient": row["label"], **numbers(row)} for row in rows]
     folder.log(history)
     folder.finish(content)

@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from implicitexp.configuration import folders, rules, schedules, validation
+from implicitexp.configuration import folders, manual, rules, schedules, validation
 from implicitexp.configuration.words import explained, one_line
 from implicitexp.errors import ConfigError
 
@@ -77,8 +77,9 @@ class Composer:
         self.config_name = name or CONFIG
         primary = folders.shipped() if main is None else folders.existing("--config-path", main)
         self.search_path: ConfigSearchPath = create_config_search_path(str(primary))
-        if own is not None:
-            path = f"file://{folders.existing('--config-dir', own)}"
+        self.own = None if own is None else folders.existing("--config-dir", own)
+        if self.own is not None:
+            path = f"file://{self.own}"
             self.search_path.prepend(provider="command-line", path=path, anchor=SearchPathQuery(provider="schema"))
         self.loader = ConfigLoaderImpl(self.search_path)
         self.bases: dict[tuple[str, ...], DictConfig] = {}
@@ -187,7 +188,8 @@ class Composer:
             rule.check(f"hydra.launcher.{key}", launcher.get(key))
         with hydra_config(composed):
             rest = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-            return validation.validated(rest, lambda: solver_kinds(self.loader, hydra_overrides), choices)
+            strategies = manual.strategy_kinds(folders.shipped(), self.own)
+            return validation.validated(rest, lambda: solver_kinds(self.loader, hydra_overrides), choices, strategies)
 
 
 def with_values(base: DictConfig, values: list[Override]) -> DictConfig:

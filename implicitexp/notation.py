@@ -1,6 +1,9 @@
-"""How errors are written: with their uncertainty, or as a bound. Imports nothing slow."""
+"""How errors are written: with their uncertainty, or as a bound; and what rows of a comparison say. Imports nothing slow."""
 
 import math
+from typing import Any
+
+ANOTHER_NAME = "another name for "  # how the remark of a strategy begins that coincides with another one
 
 
 def format_error(error: float | None, uncertainty: float | None) -> str:
@@ -19,3 +22,10 @@ def _rounded_up(x: float) -> str:
     exponent = math.floor(math.log10(x)) if x > 0 else 0
     digit = math.ceil(x / 10.0**exponent * (1 - 1e-9))
     return f"{digit * 10.0**exponent:.0e}"
+
+
+def with_own_rows(strategies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a comparison's strategies those that have something to show: defined, and no other name of one that is there."""
+    return [
+        row for row in strategies if row["status"] != "undefined" and not (row["remark"] or "").startswith(ANOTHER_NAME)
+    ]

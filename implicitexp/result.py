@@ -7,7 +7,7 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from implicitexp import notebook, record, solvers, tracing
-from implicitexp.notation import format_error
+from implicitexp.notation import format_error, with_own_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ class RunResult:
         if "strategies" in self.content:
             rows = [
                 (row["gradient"]["name"], _error(row["gradient_check"]), _milliseconds(row["cost"]))
-                for row in self.content["strategies"]
+                for row in with_own_rows(self.content["strategies"])
             ]
             head = ("gradient", "relative error", "time of a gradient")
             return notebook.table(title, rows, head) + notebook.image(self.folder / "compare.png")

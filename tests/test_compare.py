@@ -9,6 +9,7 @@ from runs import CHECK, COST
 from implicitexp import figures, problems, report, solvers, strategies
 from implicitexp.compare import compare, trade
 from implicitexp.errors import ConfigError
+from implicitexp.launch import shipped_strategies
 from implicitexp.tracking import open_tracker
 from implicitexp.training import Settings
 
@@ -104,6 +105,22 @@ def test_only_undefined_pairs_are_an_error(tmp_path):
     with pytest.raises(ConfigError, match="not defined for an ODE"):
         a_comparison(tmp_path / "b", problems.Exponential(), {"last": LAST})
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.slow
+def test_a_comparison_takes_them_all(tmp_path, capsys):
+    shipped = shipped_strategies()
+    rows = {name: shipped[name] for name in ("adjoint", "frozen_mesh", "iterated", "leibniz", "one_step", "replay")}
+    result = a_comparison(tmp_path, problems.Kepler(), rows)
+    found = {row["gradient"]["name"]: row for row in result.strategies}
+    assert set(found) == set(rows)
+    undefined = {name for name, row in found.items() if row["status"] == "undefined"}
+    assert undefined == {"frozen_mesh", "leibniz", "replay"}
+    assert found["iterated"]["remark"] == "another name for adjoint"
+    assert found["iterated"]["gradient_check"] == found["adjoint"]["gradient_check"]
+    printed = capsys.readouterr().out
+    assert "Other names of the same gradient: iterated = adjoint." in printed
+    assert "For other kinds of equation: frozen_mesh, leibniz, replay" in " ".join(printed.split())
 
 
 def row(error, uncertainty, milliseconds, label="x"):

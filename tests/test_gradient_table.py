@@ -8,6 +8,7 @@ from implicitexp.accuracy import format_error, judge
 from implicitexp.launch import shipped_strategies
 from implicitexp.reference import Referee
 from implicitexp.solving import Solve
+from implicitexp.strategies import AbstractOfKinds
 
 PROBLEMS = [
     ("ode", ("problem.width=8", "problem.batch_size=16")),  # 290 parameters; the full width is the main job's own check
@@ -25,7 +26,7 @@ PROBLEMS = [
     ("brachistochrone", ("problem.formulation=root",)),
     ("brachistochrone", ("problem.formulation=direct",)),
 ]
-STRATEGIES = shipped_strategies()
+STRATEGIES = {name: x for name, x in shipped_strategies().items() if not isinstance(x, AbstractOfKinds)}
 NETWORKS = ("ode", "fixed_point")  # not for the strategies that carry a Jacobian
 SINGLE = ("implicit", "adjoint")  # in float32, where a strategy's code is the same and the solver's tolerance is not
 # Of error + uncertainty. 1e-3 in float64 is the promise of the three training strategies; the rest is what the solvers'

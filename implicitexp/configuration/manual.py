@@ -1,12 +1,14 @@
 """The text of `--help`, read off the YAML files and their comments; and the `dashboard` command."""
 
 import argparse
+import contextlib
 import re
 import textwrap
 from pathlib import Path
 
 import implicitexp
 from implicitexp.configuration import folders
+from implicitexp.configuration.words import KIND_WORDS
 from implicitexp.errors import ConfigError
 
 WIDTH = 118
@@ -80,11 +82,26 @@ def options(group: str, *folders: Path | None) -> dict[str, str]:
 def first_comment(path: Path) -> str:
     """What a file says of itself: its first comment that is no `# @package` line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        found = comments(path)
     except (OSError, UnicodeDecodeError) as error:
         return f"(cannot be read: {error})"
-    comments = (line.lstrip("# ").strip() for line in lines if line.startswith("#") and "@package" not in line)
-    return next(comments, "")
+    return next((text for text in found if not text.startswith("@package")), "")
+
+
+def comments(path: Path) -> list[str]:
+    """The comments that are lines of their own. **Raises** `OSError`, `UnicodeDecodeError`."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.lstrip("# ").strip() for line in lines if line.startswith("#")]
+
+
+def strategy_kinds(*folders: Path | None) -> dict[str, list[str]]:
+    """Gradient strategy -> the kinds of equation in the line `# kinds: root, fixed_point` of its file; without one, all."""
+    found = {}
+    for path in (path for folder in folders if folder for path in sorted((folder / "gradient").glob("*.yaml"))):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            said = [text.removeprefix("kinds:") for text in comments(path) if text.startswith("kinds:")]
+            found[path.stem] = [kind.strip() for kind in said[0].split(",")] if said else list(KIND_WORDS)
+    return found
 
 
 def top_level(path: Path) -> dict[str, str]:

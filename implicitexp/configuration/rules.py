@@ -22,11 +22,16 @@ class Rule:
     choices: tuple[Any, ...] = ()
     null: bool = False
 
+    @property
+    def mixed(self) -> bool:
+        """Whether it takes one of its choices or a value of its types, `auto` or a number."""
+        return bool(self.choices and self.types)
+
     def check(self, key: str, value: Any) -> Any:
         """The value, an integer as a float where a number is asked for. **Raises** `ConfigError` that says what is."""
         if value is None and self.null:
             return None
-        if self.choices:
+        if self.choices and not (self.types and self._fits(value)):
             return self._choice(key, value)
         if isinstance(value, dict) and NODE in self.types and "_target_" in value:
             return value
@@ -36,7 +41,7 @@ class Rule:
 
     def _choice(self, key: str, value: Any) -> Any:
         if value not in self.choices or isinstance(value, bool):
-            valid = [str(x) for x in self.choices] + ["null"] * self.null
+            valid = [str(x) for x in self.choices] + ["null"] * self.null + ([self.words()] if self.types else [])
             raise ConfigError(f"{key}={shown(value)}: there is no such choice{suggestion(str(value), valid)}.")
         return value
 
@@ -109,6 +114,8 @@ GRADIENT = {
     "rtol": POSITIVE_OR_NULL, "atol": POSITIVE_OR_NULL, "max_steps": COUNT_OR_NULL, "step": POSITIVE_OR_NULL,
     "factor": POSITIVE, "method": Rule(choices=("gauss", "backsolve")),
     "preconditioner": Rule(choices=("last", "start", "identity")), "key": A_NODE,
+    "store": Rule((WHOLE,), least=1, choices=("auto", "steps", "stages")), "coupling": Rule((NUMBER,), above=0, largest=1),
+    "terms": COUNT, "steps": COUNT, "damping": Rule((NUMBER,), above=0, largest=1), "refine": Rule((WHOLE,), least=0),
     "root": Rule((NODE,)), "fixed_point": Rule((NODE,)), "ode": Rule((NODE,)), "integral": Rule((NODE,)),
 }  # fmt: skip
 OPTIMIZER = {
@@ -160,6 +167,7 @@ OF_TARGET = {
     "hydra_plugins.implicitexp_local.LocalLauncher": {"n_jobs": COUNT_OR_NULL},
 }
 OF_ONE = {
+    "implicitexp.strategies.Truncated": {"last": COUNT},
     "implicitexp.solvers.Auto": {"max_steps": COUNT_OR_NULL},  # null: each solver's own
     "optax.lbfgs": {"learning_rate": Rule((NUMBER, NODE), above=0, null=True)},
     **{f"implicitexp.solvers.{name}": {"dt0": POSITIVE} for name in ("Euler", "FixedStep", "Leapfrog")},

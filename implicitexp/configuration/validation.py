@@ -9,23 +9,26 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from implicitexp.configuration import rules, targets
-from implicitexp.configuration.words import kind, one_line, shown, suggestion
+from implicitexp.configuration import pairs, rules, targets
+from implicitexp.configuration.words import KIND_WORDS, kind, one_line, shown, suggestion
 from implicitexp.errors import ConfigError
 
 GROUPS = ("problem", "solver", "gradient", "optimizer", "device", "tracker")  # nodes of the configuration
-KIND_WORDS = {"root": "a root", "fixed_point": "a fixed point", "ode": "an ODE", "integral": "an integral"}
-ITERATED = ("root", "fixed_point")  # the kinds for which `unroll` knows a last iteration
 
 Config = dict[str, Any]
 Kinds = Callable[[], dict[str, str | None]]
 
 
-def validated(composed: DictConfig, solver_kinds: Kinds = dict, names: dict[str, Any] | None = None) -> Config:
+def validated(
+    composed: DictConfig,
+    solver_kinds: Kinds = dict,
+    names: dict[str, Any] | None = None,
+    strategy_kinds: dict[str, list[str]] | None = None,
+) -> Config:
     """The configuration as plain data, interpolations resolved, without `hints`.
 
     `solver_kinds`: finds the solvers' options and the kind that each is for, to name those that would work.
-    `names`: the option that was chosen of each group.
+    `names`: the option that was chosen of each group. `strategy_kinds`: of the strategies that are not for every kind.
 
     **Raises** `ConfigError` for whatever is wrong with it.
     """
@@ -38,7 +41,7 @@ def validated(composed: DictConfig, solver_kinds: Kinds = dict, names: dict[str,
     _check_problem(config["problem"], hints)
     for name in GROUPS:
         _check_node(config, name)
-    _check_pairs(config, hints, solver_kinds, names or {})
+    pairs.check(config, hints, solver_kinds, strategy_kinds or {}, names or {})
     if config["task"] == "compare" and config["device"]["kind"] == "mesh":
         raise ConfigError("task=compare device=mesh: costs are compared on one device; use device=auto, cpu or gpu.")
     return config
@@ -186,27 +189,6 @@ def nodes(key: str, node: Any) -> Iterator[tuple[str, Config]]:
             yield from nodes(f"{key}[{i}]", inner)
 
 
-def _check_pairs(config: Config, hints: Config, solver_kinds: Kinds, names: dict[str, Any]) -> None:
-    """Solver and strategy fit the kinds of equation, where the YAML says which these are."""
-    kinds, wanted = hints.get("kinds"), hints.get("solver_kind")
-    if not kinds:
-        return
-    solved = " and ".join(KIND_WORDS[k] for k in kinds)
-    if wanted is not None and wanted not in kinds:
-        fit = [name for name, of in solver_kinds().items() if of is None or of in kinds]
-        solver, problem = (names.get(x) or config[x]["_target_"].rpartition(".")[2] for x in ("solver", "problem"))
-        raise ConfigError(f"solver={solver} is for {KIND_WORDS[wanted]}, but problem={problem} solves {solved}; use "
-                          f"one of the solvers for that: {', '.join(sorted(fit)) or 'auto'}.")  # fmt: skip
-    last = config["gradient"].get("last")
-    if config["gradient"]["_target_"] == "implicitexp.strategies.Unroll" and last is not None:
-        wrong = [k for k in kinds if k not in ITERATED]
-        if wrong:
-            raise ConfigError(
-                f"gradient.last={last}: unroll knows a last iteration of a root and of a fixed point, not of "
-                f"{KIND_WORDS[wrong[0]]}; use gradient.last=null, or gradient=adjoint."
-            )
-
-
 def check_name(group: str, value: Any, options: list[str]) -> None:
     """A group is given the name of one of its files (or of one in a folder below)."""
     if value is None and group in ("experiment", "optimizer/schedule"):
@@ -233,6 +215,8 @@ def check_override(key: str, value: Any, written: str, base: DictConfig) -> None
             if plus and i > 0 and _open(node):
                 return
             raise _no_key(written, part, parts[:i], node, base)
+        if i == len(parts) - 1 and rules.of(str(node.get("_target_"))).get(part, rules.Rule()).mixed:
+            return  # a word or a number: the rule tells
         try:
             node = node[part] if not OmegaConf.is_missing(node, part) else None
         except OmegaConfBaseException:

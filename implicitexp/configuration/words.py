@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 MOST_LISTED = 40  # names in one message
+KIND_WORDS = {"root": "a root", "fixed_point": "a fixed point", "ode": "an ODE", "integral": "an integral"}
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ class OneStep(AbstractDropIn):
 
     name: ClassVar[str] = "one_step"
     kinds: ClassVar[tuple[str, ...]] = ALGEBRAIC
+    exact: ClassVar[bool] = False
 
     def adjoint(self) -> Any:
         return fixed_points.OneStep()
@@ -29,6 +30,7 @@ class Neumann(AbstractDropIn):
     terms: int = eqx.field(static=True, default=10)
     name: ClassVar[str] = "neumann"
     kinds: ClassVar[tuple[str, ...]] = ALGEBRAIC
+    exact: ClassVar[bool] = False
 
     def adjoint(self) -> Any:
         return fixed_points.Neumann(terms=self.terms)
@@ -41,6 +43,7 @@ class Phantom(AbstractDropIn):
     damping: Any = 0.5
     name: ClassVar[str] = "phantom"
     kinds: ClassVar[tuple[str, ...]] = ALGEBRAIC
+    exact: ClassVar[bool] = False
 
     def adjoint(self) -> Any:
         return fixed_points.Phantom(steps=self.steps, damping=self.damping)
@@ -52,6 +55,7 @@ class Shine(AbstractDropIn):
     refine: int = eqx.field(static=True, default=0)
     name: ClassVar[str] = "shine"
     kinds: ClassVar[tuple[str, ...]] = ALGEBRAIC
+    exact: ClassVar[bool] = False
 
     def adjoint(self) -> Any:
         return fixed_points.Shine(self.refine)

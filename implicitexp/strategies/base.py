@@ -15,6 +15,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from implicitexp.adjoints.continuous.trees import norm as norm
 from implicitexp.adjoints.continuous.trees import normalized as normalized
 from implicitexp.adjoints.continuous.trees import scaled as scaled
+from implicitexp.configuration.words import KIND_WORDS as KIND_WORDS
 from implicitexp.equations import Stats
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import AbstractSolver, Loop
@@ -37,13 +38,13 @@ DIFFERENTIATED = {
     "root": ("fn",),
     "fixed_point": ("fn",),
     "ode": ("field", "y0", "t0", "t1", "ts"),
-    "integral": ("integrand", "lower", "upper"),
+    "integral": ("integrand", "lower", "upper", "breaks"),
 }
 
 
 def differentiable(call: Call) -> list[bool]:
     """For each leaf of the call, whether it can be differentiated: array leaves of the function, args, and for an ODE
-    y0, t0, t1, ts, for an integral its limits. A starting guess, bounds, and the numbers of a solver are not."""
+    y0, t0, t1, ts, for an integral its limits and breaks. A starting guess, bounds, and the numbers of a solver are not."""
     names = DIFFERENTIATED[call.equation.kind]
 
     def one(path, leaf):
@@ -120,6 +121,7 @@ class AbstractStrategy(eqx.Module):
     """A gradient strategy: how to differentiate, as a value."""
 
     per_parameter: ClassVar[bool] = False  # whether it costs a solve, or a tangent, for each number
+    exact: ClassVar[bool] = True  # False: truncated, or unstable for some problems: not to be held against a problem
 
     @abc.abstractmethod
     def cell(self, kind: str, solver: AbstractSolver) -> AbstractCell:
@@ -128,6 +130,10 @@ class AbstractStrategy(eqx.Module):
     def drawn(self, key: PRNGKeyArray) -> "AbstractStrategy":
         """For one update: with the random choices of this key, if it makes any."""
         del key
+        return self
+
+    def plain(self) -> "AbstractStrategy":
+        """Itself, or what it is another name for."""
         return self
 
 
@@ -140,6 +146,3 @@ def check_solver(name: str, solver: AbstractSolver) -> None:
     """**Raises** `Unsupported` where the strategy of that name is not defined for this method."""
     if name in solver.refuses:
         raise Unsupported(f"{name} is not defined for {type(solver).__name__}: {solver.refuses[name]}.")
-
-
-KIND_WORDS = {"root": "a root", "fixed_point": "a fixed point", "ode": "an ODE", "integral": "an integral"}

@@ -1,23 +1,20 @@
 """Strategies that are an object of `implicitexp.adjoints`, which the library that solves takes in place of its own."""
 
 import abc
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, PyTree
 
 from implicitexp.solvers.base import Loop
 
-from .base import AbstractCell, AbstractStrategy, Split, check_solver, refuse
+from .base import AbstractCell, Split, refuse
+from .of_kinds import AbstractOfKinds
 from .unroll import UnrollCell, forward_through
 
 
-class AbstractDropIn(AbstractStrategy):
-    """`adjoint` builds the object; `name` is the option's, `kinds` are the equations that it is for."""
-
-    name: eqx.AbstractClassVar[str]
-    kinds: eqx.AbstractClassVar[tuple[str, ...]]
-    instead: ClassVar[str] = "implicit or adjoint"  # for equations of another kind
+class AbstractDropIn(AbstractOfKinds):
+    """`adjoint` builds the object."""
 
     @abc.abstractmethod
     def adjoint(self) -> Any:
@@ -27,10 +24,7 @@ class AbstractDropIn(AbstractStrategy):
         """The loop whose tangents these are; None where forward mode is not defined."""
         return loop
 
-    def cell(self, kind, solver) -> AbstractCell:
-        check_solver(self.name, solver)
-        if kind not in self.kinds:
-            raise refuse(self.name, kind, self.instead)
+    def defined(self, kind, solver) -> AbstractCell:
         loop = Loop(adjoint=self.adjoint())
         return DropInCell(loop, self.forward(loop), self.name, kind)
 

@@ -43,6 +43,7 @@ class Reversible(AbstractDropIn):
     coupling: float = eqx.field(static=True, default=0.999)
     name: ClassVar[str] = "reversible"
     kinds: ClassVar[tuple[str, ...]] = ("ode",)
+    exact: ClassVar[bool] = False
 
     def adjoint(self) -> Any:
         return reversible.Reversible(self.coupling)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from implicitexp.notation import with_own_rows
+
 WORDS = {0: "finished", 1: "failed", 2: "refused", 130: "killed", 143: "killed"}  # of exit statuses
 NUMBERS = ("loss", "gradient_error", "uncertainty", "absolute_error", "last_gradient_error", "last_uncertainty",
            "parameters", "memory_bytes", "solver_steps", "compile_s", "forward_ms", "gradient_ms", "seconds")  # fmt: skip
@@ -95,7 +97,7 @@ def rows_of_job(job: Job) -> list[Row]:
         remark = "its configuration was refused when it was built" if status == "refused" else "it left no result.json"
         return [Row(job.number, job.keys, status, job.folder, remark)]
     if content.get("strategies"):
-        return [_of_strategy(job, content, strategy) for strategy in content["strategies"]]
+        return [_of_strategy(job, content, strategy) for strategy in with_own_rows(content["strategies"])]
     return [_of_training(job, content)]
 
 

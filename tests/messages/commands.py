@@ -113,6 +113,10 @@ COMMANDS = {
         "problem=ode solver=newton": ["solver=newton", "problem=ode", "dopri8, euler, fixed_step"],
         "-m problem=root_kepler,ode solver=newton": ["solver=newton", "problem=ode"],
     },
+    "gradient={} is for {}, but problem={} solves {}; use one of the strategies for that: {}.": {
+        "problem=root_kepler gradient=replay": ["gradient=replay", "an ODE", "a root", "adjoint, finite_difference, forward"],
+        "problem=ode gradient=neumann": ["gradient=neumann", "a root and a fixed point", "problem=ode", "replay"],
+    },
     "{}={}: there is no such {}{}.": {
         "problem=odee": ["problem=odee", "did you mean ode?", "root_kepler"],
         "problem=null": ["problem=null", "root_kepler"],
