@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from implicitexp.adjoints.diffrax_private import Solve, outputs, save_states
-from implicitexp.adjoints.discrete.step import add
+from implicitexp.adjoints.discrete.trees import add
 
 
 class Model(eqx.Module):

@@ -17,7 +17,7 @@ from implicitexp.adjoints.discrete.cotangents import as_solve, idle
 from implicitexp.adjoints.discrete.outputs import Model, saved_outputs
 from implicitexp.adjoints.discrete.record import Recording, run
 from implicitexp.adjoints.discrete.setup import around, bounded, checked, plain, tied, with_stages
-from implicitexp.adjoints.discrete.step import Scheme
+from implicitexp.adjoints.discrete.tableau import Scheme
 from implicitexp.adjoints.discrete.walk import Walk
 
 BYTES = 8 * 2**20  # what `auto` keeps; filling it takes about a millisecond

@@ -23,7 +23,7 @@ from implicitexp.adjoints.discrete.outputs import Model, saved_outputs
 from implicitexp.adjoints.discrete.record import Recording, run
 from implicitexp.adjoints.discrete.reversible_walk import RegularEnds, ReversibleWalk
 from implicitexp.adjoints.discrete.setup import around, bounded, checked, tied, with_forward_mode
-from implicitexp.adjoints.discrete.step import Scheme
+from implicitexp.adjoints.discrete.tableau import Scheme
 from implicitexp.errors import Unsupported
 
 

@@ -14,8 +14,10 @@ from implicitexp.adjoints.diffrax_private import Solve, clip_to_end
 from implicitexp.adjoints.discrete.clock import floor
 from implicitexp.adjoints.discrete.outputs import Collected, Model, Output, Totals, materialized
 from implicitexp.adjoints.discrete.record import Everything
-from implicitexp.adjoints.discrete.step import Scheme, add, take, transposed
-from implicitexp.adjoints.discrete.walk import dense_of, started, step_of, unstacked
+from implicitexp.adjoints.discrete.step import take
+from implicitexp.adjoints.discrete.tableau import Scheme
+from implicitexp.adjoints.discrete.trees import add
+from implicitexp.adjoints.discrete.walk import dense_of, started, step_of
 
 
 class RegularEnds(eqx.Module):
@@ -127,9 +129,9 @@ class ReversibleWalk(eqx.Module):
             of_y = add(of_y, of["y1"])
         # z1 = z0 - (v - y1), v the end of the step back from y1; then y1 = c y0 + (1 - c) z0 + (w - z0), w that from z0.
         minus = jax.tree.map(jnp.negative, of_z)
-        by_second = transposed(self.scheme, second, minus, None, step.t1, step.t0)
+        by_second = second.transposed(minus, None)
         of_y = jax.tree.map(lambda y, v, m: y + (v - m), of_y, by_second.y0, minus)
-        by_first = transposed(self.scheme, first, of_y, unstacked(of.get("k")), step.t0, step.t1)
+        by_first = first.transposed(of_y, of.get("k"))
         of_z = jax.tree.map(lambda z, w, y: z + (w - c * y), of_z, by_first.y0, of_y)
         of_y = add(of.get("y0"), jax.tree.map(lambda y: c * y, of_y))
 

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from implicitexp.adjoints.diffrax_private import Solve, is_none, is_output, is_sde, save_y
 from implicitexp.adjoints.discrete.record import WithStages, plain_loop
-from implicitexp.adjoints.discrete.step import Scheme, scheme_of
+from implicitexp.adjoints.discrete.tableau import Scheme, scheme_of
 from implicitexp.errors import Unsupported
 
 

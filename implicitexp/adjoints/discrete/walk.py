@@ -12,7 +12,9 @@ from jaxtyping import Array, PyTree
 from implicitexp.adjoints.diffrax_private import Solve
 from implicitexp.adjoints.discrete.outputs import Collected, Model, Output, Step, Totals, materialized
 from implicitexp.adjoints.discrete.record import Everything, Record, Thinned, chunk_length, stages_of
-from implicitexp.adjoints.discrete.step import Scheme, Stages, add, take, transposed
+from implicitexp.adjoints.discrete.step import take
+from implicitexp.adjoints.discrete.tableau import AbstractTaken, Scheme
+from implicitexp.adjoints.discrete.trees import add
 
 
 class Walk(eqx.Module):
@@ -131,7 +133,7 @@ class Walk(eqx.Module):
         if outs.interpolates:
             of, edges, total = outs.inside(step, last, dense_of(self.scheme, y0, taken), edges, total)
             y = add(y, of["y1"])
-        cotangents = transposed(self.scheme, taken, y, unstacked(of.get("k")), step.t0, step.t1)
+        cotangents = taken.transposed(y, of.get("k"))
         clock = step.moved(total.clock, edges[0] + cotangents.t0, edges[1] + cotangents.t1, edges[2])
         theta = add(total.theta, cotangents.theta)
         return add(of.get("y0"), cotangents.y0), Totals(theta, clock, total.ts, total.left)
@@ -164,18 +166,10 @@ def step_of(i: Array, read: Callable[[Array], Any], moves: Everything | None) ->
     return Step(i, t0, t1, after, jnp.where(i == 0, -jnp.inf, previous), columns)
 
 
-def dense_of(scheme: Scheme, y0: PyTree, taken: Stages) -> dict[str, PyTree]:
+def dense_of(scheme: Scheme, y0: PyTree, taken: AbstractTaken) -> dict[str, PyTree]:
     """What Diffrax interpolates with inside a step."""
     ends = {"y0": y0, "y1": taken.y1}
-    return {**ends, "k": jax.tree.map(lambda *x: jnp.stack(x), *taken.k)} if scheme.keeps_stages else ends
-
-
-def unstacked(k: PyTree | None) -> list[PyTree] | None:
-    """The stages one by one."""
-    if k is None:
-        return None
-    length = jax.tree.leaves(k)[0].shape[0]
-    return [jax.tree.map(lambda x, i=i: x[i], k) for i in range(length)]
+    return {**ends, "k": taken.k} if scheme.keeps_stages else ends
 
 
 class _Chunk(eqx.Module):
