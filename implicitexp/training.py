@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from implicitexp import figures, prepare, report, result
 from implicitexp.checking import Checked, Checker
 from implicitexp.cost import Cost
 from implicitexp.device import current, describe, local
-from implicitexp.experiment import CHUNK, ENDS, FAULTS, Experiment, State, Stopping, advance, answers
+from implicitexp.experiment import ENDS, FAULTS, Experiment, Rows, State, Stopping, advance, answers, most
 from implicitexp.record import Folder
 from implicitexp.reference import Referee, ReferenceSettings
 from implicitexp.result import RunResult
@@ -74,7 +73,7 @@ class Chunk(NamedTuple):
     count: int
     began: float  # s
     state: State
-    rows: dict[str, Any]  # of CHUNK entries each, the first `done` of them filled
+    rows: Rows
     done: Any
 
 
@@ -129,12 +128,19 @@ class Training:
         """Updates between two checks."""
         return self.settings.check_every or max(1, -(-self.settings.steps // CHECKS))
 
+    @property
+    def stride(self) -> int:
+        """Updates between two lines."""
+        return self.settings.log_every or max(1, self.settings.steps // LINES)
+
     def _look(self) -> None:
         """What the state says: the step, a fault, why training ended early (target_loss or patience; None: it did not)."""
-        step, fault, end = (int(x) for x in jax.device_get((self.state.step, self.state.fault, self.state.end)))
-        self.step, self.ended = step, ENDS[end] if end else None
+        self._seen(*jax.device_get((self.state.step, self.state.fault, self.state.end)))
+
+    def _seen(self, step: Any, fault: Any, end: Any) -> None:
+        self.step, self.ended = int(step), ENDS[int(end)] if end else None
         if fault:
-            self.fault = {"step": step, "reason": FAULTS[fault]}
+            self.fault = {"step": self.step, "reason": FAULTS[int(fault)]}
 
     def due(self) -> bool:
         """Whether the gradient is to be checked at this step."""
@@ -148,49 +154,50 @@ class Training:
         Others are on their way by then, so the device computes while a line is written.
         """
         self._send_ahead()
-        chunk, first = self._sent.popleft(), self.step
-        done = int(chunk.done)
+        chunk = self._sent.popleft()
+        state = chunk.state
+        done, rows, seen = jax.device_get((chunk.done, chunk.rows, (state.step, state.fault, state.end)))  # all at once
         now = time.perf_counter()
-        self.state, self.speed, self._heard = chunk.state, done / (now - max(chunk.began, self._heard)), now
-        self._look()
+        self.state, self.speed, self._heard = state, int(done) / (now - max(chunk.began, self._heard)), now
+        self._seen(*seen)
         if self.fault or self.ended:
             self._sent.clear()  # they changed nothing
         else:
             self._send_ahead()
-        return self._lines(first, {name: np.asarray(x)[:done] for name, x in chunk.rows.items()}, done)
+        return self._lines(rows)
 
     def _send_ahead(self) -> None:
         """Keep AHEAD chunks on their way, of as many updates as take about SECONDS_A_CHUNK, and none beyond the next check."""
         end = min(self.step - self.step % self.every + self.every, self.settings.steps)
         first = self.step + sum(chunk.count for chunk in self._sent)
         while first < end and not self.due() and len(self._sent) < AHEAD:
-            count = max(1, min(end - first, CHUNK, int(self.speed * SECONDS_A_CHUNK)))
+            largest = min(end - first, most(self.stride))
+            count = max(1, min(largest, int(self.speed * SECONDS_A_CHUNK)))
             if jax.process_count() > 1:  # all processes have to make the same calls, whatever their clocks say
-                count = min(end - first, CHUNK)
+                count = largest
             self._sent.append(self._send(self._sent[-1].state if self._sent else self.state, count))
             first += count
 
     def _send(self, state: State, count: int) -> "Chunk":
-        inputs = (self.experiment, state, self.key, jnp.asarray(count, jnp.int32))
+        inputs = (self.experiment, state, self.key, jnp.asarray(count, jnp.int32), jnp.asarray(self.stride, jnp.int32))
         began = time.perf_counter()
         if self._advance is None:
             self._advance = advance.lower(*inputs).compile()
-            jax.block_until_ready(
-                self._advance(*inputs[:3], jnp.zeros_like(inputs[3]))
-            )  # a program's first call is slow
+            nothing = (*inputs[:3], jnp.zeros_like(inputs[3]), inputs[4])
+            jax.block_until_ready(self._advance(*nothing))  # a program's first call is slow
             self.compile_seconds, began = time.perf_counter() - began, time.perf_counter()
         return Chunk(count, began, *self._advance(*inputs))
 
-    def _lines(self, first: int, rows: dict[str, np.ndarray], done: int) -> list[dict[str, Any]]:
-        """The logged ones: every `log_every`th, every checked one, and one with a fault."""
+    def _lines(self, rows: Any) -> list[dict[str, Any]]:
+        """Those of these `Rows` (NumPy's) that are logged: every `log_every`th, every checked one, and one with a fault."""
+        count = int(rows.count)
+        metrics = {name: x[:count].tolist() for name, x in rows.metrics.items()}
         lines = []
-        stride = self.settings.log_every or max(1, self.settings.steps // LINES)
-        for i in range(done):
-            step = first + i
-            faulty = self.fault is not None and i == done - 1
-            if step % stride and not self.pending and not faulty:
+        for i, step in enumerate(rows.steps[:count].tolist()):
+            faulty = self.fault is not None and i == count - 1
+            if step % self.stride and not self.pending and not faulty:
                 continue
-            lines.append({"step": step, **{name: float(x[i]) for name, x in rows.items()}, **self.pending})
+            lines.append({"step": step, **{name: float(x[i]) for name, x in metrics.items()}, **self.pending})
             self.pending = {}
         self.history += lines
         return lines

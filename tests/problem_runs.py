@@ -9,7 +9,7 @@ import numpy as np
 
 from implicitexp import prepare
 from implicitexp.composing import Composer
-from implicitexp.experiment import CHUNK, advance, answers
+from implicitexp.experiment import advance, answers, most
 from implicitexp.launch import build
 
 COMPOSER = Composer()
@@ -41,13 +41,13 @@ def trained(name: str, *overrides: str, optimized: bool = False) -> Trained:
     config, problem, solver, gradient = configured(name, f"precision={precision}", *overrides)
     experiment, state, key = prepare.prepare(problem, solver, gradient, config["optimizer"], seed=config["seed"])
     start, losses = state.params, []
-    program = advance
+    program, every = advance, jnp.array(1, jnp.int32)
     if optimized:
-        program = advance.lower(experiment, state, key, jnp.asarray(0, jnp.int32)).compile(OPTIMIZED)
+        program = advance.lower(experiment, state, key, jnp.asarray(0, jnp.int32), every).compile(OPTIMIZED)
     while int(state.step) < config["steps"] and not int(state.fault):
-        count = min(CHUNK, config["steps"] - int(state.step))
-        state, rows, done = program(experiment, state, key, jnp.asarray(count, jnp.int32))
-        losses.append(np.asarray(rows["loss"][: int(done)]))
+        count = min(most(1), config["steps"] - int(state.step))
+        state, rows, _ = program(experiment, state, key, jnp.asarray(count, jnp.int32), every)
+        losses.append(np.asarray(rows.metrics["loss"][: int(rows.count)]))
     assert int(state.fault) == 0, f"{name}: a solve failed at update {int(state.step)}"
 
     def numbers(params):

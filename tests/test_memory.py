@@ -49,8 +49,8 @@ def updated(problem, *counts):
     experiment, state, key = prepare.prepare(problem, solvers.Newton(), strategies.Implicit(), ADAM)
     rows = []
     for count in counts:
-        state, metrics, done = advance(experiment, state, key, jnp.asarray(count, jnp.int32))
-        rows.append({name: np.asarray(x[: int(done)]) for name, x in metrics.items()})
+        state, kept, _ = advance(experiment, state, key, jnp.asarray(count, jnp.int32), jnp.array(1, jnp.int32))
+        rows.append({name: np.asarray(x[: int(kept.count)]) for name, x in kept.metrics.items()})
     return state, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -35,7 +35,8 @@ def test_each_device_computes_a_part():
     with device.configured("mesh", "float32") as mesh:
         parts = (Drawn(rows=6), solvers.Auto(), strategies.Implicit(), ADAM)
         experiment, state, key = prepare.prepare(*parts, mesh=mesh)
-        program = advance.lower(experiment, state, key, jnp.array(1, jnp.int32)).compile().compiled.as_text()
+        one = jnp.array(1, jnp.int32)
+        program = advance.lower(experiment, state, key, one, one).compile().compiled.as_text()
     assert "all-reduce" in program
     assert "f32[3]" in program
     assert "f32[6]" not in program.replace("f32[6]{0} parameter", "")
