@@ -215,3 +215,6 @@ def run(solve: Solve, recording: Recording | None) -> Taped:
 
     solve.run(plain_loop, outer)
     return taped[0]
+
+
+traced_once = eqx.filter_jit(run)  # a solve of the same kind is not traced again

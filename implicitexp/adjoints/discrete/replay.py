@@ -15,7 +15,7 @@ from implicitexp.adjoints.diffrax_private import AbstractPlugin, Passed, Solve, 
 from implicitexp.adjoints.discrete.clock import Clock
 from implicitexp.adjoints.discrete.cotangents import as_solve, idle
 from implicitexp.adjoints.discrete.outputs import Model, saved_outputs
-from implicitexp.adjoints.discrete.record import Recording, run
+from implicitexp.adjoints.discrete.record import Recording, run, traced_once
 from implicitexp.adjoints.discrete.setup import around, bounded, checked, plain, tied, with_stages
 from implicitexp.adjoints.discrete.tableau import Scheme
 from implicitexp.adjoints.discrete.walk import Walk
@@ -89,9 +89,12 @@ class _Plan(eqx.Module):
 
 @eqx.filter_custom_vjp
 def _steps(solve: Solve, *, plan: _Plan) -> Any:
-    """The state after the last step."""
-    del plan
-    return tied(run(plain(solve), None).final, solve)
+    """The state after the last step. The record is not used, so the compiler leaves it out; it is made because the program
+    with it, traced here, is the one that a derivative asks for next."""
+    recording = None if solve.max_steps is None else plan.recording(None, solve)
+    if recording is None or recording.stages:
+        return tied(run(plain(solve), None).final, solve)
+    return tied(traced_once(plain(solve), recording).final, solve)
 
 
 @_steps.def_fwd
@@ -102,7 +105,7 @@ def _forward(perturbed: Any, solve: Solve, *, plan: _Plan) -> tuple[Any, Any]:
     started = plain(solve) if clock is None else clock.started(plain(solve))
     if recording.stages:
         started = with_stages(started, plan.scheme)
-    taped = run(started, recording)
+    taped = traced_once(started, recording)
     final = taped.final
     if recording.stages:
         final = eqx.tree_at(lambda s: s.solver_state, final, final.solver_state[0], is_leaf=is_none)

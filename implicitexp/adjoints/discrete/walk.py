@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from implicitexp.adjoints.diffrax_private import Solve
 from implicitexp.adjoints.discrete.outputs import Collected, Model, Output, Step, Totals, materialized
 from implicitexp.adjoints.discrete.record import Everything, Record, Thinned, chunk_length, stages_of
-from implicitexp.adjoints.discrete.step import take
+from implicitexp.adjoints.discrete.step import forward, take
 from implicitexp.adjoints.discrete.tableau import AbstractTaken, Scheme
 from implicitexp.adjoints.discrete.trees import add
 
@@ -107,7 +107,7 @@ class Walk(eqx.Module):
         """The state after step i, from the state before it."""
         t0, t1 = self.record.ends.read(i)
         if not self.scheme.implicit:
-            return take(self.scheme, self.model, self.theta, t0, t1, entry, None, self.scheme.needed()).y1
+            return forward(self.scheme, self.model, self.theta, t0, t1, entry)
         y, _, _, state, _ = self._solved_again(i, t0, t1, entry)
         return y, jax.tree.map(jnp.asarray, state)
 
