@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.cases import Reference
+from benchmarks.peers.cases import ROUNDING, Reference
 
 NEWTON_STEPS = 30
-ROUNDING = 100 * float(np.finfo(np.float64).eps)  # of the closed form, times the condition 1 / (1 - 0.99)
+CONDITION = 1 / (1 - 0.99)  # of case 13
 
 
 def _equilibrium(matrix: np.ndarray, drive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +40,7 @@ def affine_reference(matrix: np.ndarray, shift: np.ndarray) -> Reference:
     system = np.eye(shift.size) - matrix
     z = np.linalg.solve(system, shift)
     w = np.linalg.solve(system.T, 2 * z)
-    return Reference(np.concatenate([np.outer(w, z).ravel(), w]), ROUNDING / (1 - 0.99))
+    return Reference(np.concatenate([np.outer(w, z).ravel(), w]), ROUNDING * CONDITION)
 
 
 def classifier_reference(params: Any, pixels: Any, labels: Any) -> Reference:

@@ -11,7 +11,7 @@ from benchmarks.peers.timing import Times
 
 COLUMNS = (
     *("case", "title", "role", "library", "name", "median_ms", "low_ms", "high_ms", "turns", "error"),
-    *("compile_s", "memory_bytes", "remark"),
+    *("uncertainty", "compile_s", "memory_bytes", "remark"),
 )
 
 
@@ -67,16 +67,16 @@ def _cells(result: Result, row: Row) -> list[Any]:
     compile_s = "" if row.compile_s is None else f"{row.compile_s:.4g}"
     memory = "" if row.memory_bytes is None else row.memory_bytes
     who = [result.number, result.title, row.role, row.library, row.name]
-    return [*who, *times, error, compile_s, memory, row.remark]
+    return [*who, *times, error, f"{result.uncertainty:.3g}", compile_s, memory, row.remark]
 
 
 def read(path: Path) -> list[Result]:
-    """What `write` wrote: without the uncertainties, the remarks on a case and the memory by steps."""
+    """What `write` wrote: without the remarks on a case and the memory by steps."""
     found: dict[int, Result] = {}
     with path.open(newline="") as file:
         for line in csv.DictReader(file):
             number = int(line["case"])
-            result = found.setdefault(number, Result(number, line["title"], [], 0.0))
+            result = found.setdefault(number, Result(number, line["title"], [], float(line["uncertainty"])))
             result.rows.append(_row(line))
     return list(found.values())
 

@@ -45,10 +45,11 @@ def summary(verdicts: Sequence[Verdict]) -> str:
 
 def _summary_line(verdict: Verdict) -> str:
     ours, jax, floor = verdict.best, verdict.jax, verdict.over_floor
-    mine = ["none", "", ""] if ours is None else [ours.name, _ms(ours), _error(ours)]
+    known = verdict.result.uncertainty
+    mine = ["none", "", ""] if ours is None else [ours.name, _ms(ours), _error(ours, known)]
     peer = ["no JAX peer", "", ""]
     if jax is not None:
-        peer = [f"{jax.peer.library} {jax.peer.name}", _ms(jax.peer), _error(jax.peer)]
+        peer = [f"{jax.peer.library} {jax.peer.name}", _ms(jax.peer), _error(jax.peer, known)]
     compiled = "" if jax is None or jax.compile is None else f"{jax.compile:.2f}"
     cells = [str(verdict.result.number), verdict.result.title, *mine, *peer]
     cells += [_factor(a) for a in (jax, verdict.torch, verdict.native)]
@@ -71,7 +72,7 @@ def missed(verdicts: Sequence[Verdict]) -> str:
 def details(result: Result) -> str:
     """Every program of a case."""
     title = f"## {result.number}. {result.title}\n\n"
-    rows = "".join(_line(row) for row in result.rows)
+    rows = "".join(_line(row, result.uncertainty) for row in result.rows)
     remarks = [f"Uncertainty of the reference: {result.uncertainty:.1e}.", *result.remarks]
     kinds = {row.role for row in result.rows if row.times is not None}
     if not kinds & {"jax", "torch", "native"}:
@@ -79,14 +80,14 @@ def details(result: Result) -> str:
     return title + DETAILS + rows + "\n" + " ".join(remarks) + "\n" + memory_table(result.memory)
 
 
-def _line(row: Row) -> str:
+def _line(row: Row, uncertainty: float) -> str:
     if row.times is None:
         return f"| {row.library} | {row.name} | not run: {row.remark} | | | | | |\n"
     t = row.times
     spread = f"{_number(1e3 * t.low)} to {_number(1e3 * t.high)}"
     compile_s = "" if row.compile_s is None else f"{row.compile_s:.2f}"
     memory = "" if row.memory_bytes is None else f"{row.memory_bytes / 2**20:.3g}"
-    cells = [row.library, row.name, _ms(row), spread, str(t.turns), _error(row), compile_s, memory]
+    cells = [row.library, row.name, _ms(row), spread, str(t.turns), _error(row, uncertainty), compile_s, memory]
     return "| " + " | ".join(cells) + " |\n"
 
 
@@ -108,8 +109,11 @@ def _ms(row: Row) -> str:
     return "" if row.times is None else _number(1e3 * row.times.median)
 
 
-def _error(row: Row) -> str:
-    return "" if row.error is None else f"{row.error:.1e}"
+def _error(row: Row, uncertainty: float) -> str:
+    """A bound where the reference is not known so well."""
+    if row.error is None:
+        return ""
+    return f"< {uncertainty:.1e}" if row.error < uncertainty else f"{row.error:.1e}"
 
 
 def _number(x: float) -> str:

@@ -21,7 +21,7 @@ from implicitexp.device import uncached
 
 TURN = 2e-3  # s
 FEWEST, MOST = 3, 40  # turns
-ONCE = 10.0  # s: what takes longer has a single turn
+ONCE = 5.0  # s: what takes longer has a single turn
 
 
 class Runner(Protocol):
@@ -80,11 +80,12 @@ class Times:
 
 
 def alternated(runners: dict[Any, Runner], budget: float) -> dict[Any, Times]:
-    """The times of all, measured in turn, in about `budget` seconds for each that is not very slow."""
+    """The times of all, measured in turn, in about `budget` seconds for each that is not very slow. All have been called
+    before."""
     gc.collect()
     gc.disable()
     try:
-        once = {key: min(runner.seconds(2)) for key, runner in runners.items()}  # the first call is a warm-up
+        once = {key: runner.seconds(1)[0] for key, runner in runners.items()}
         calls = {key: max(1, math.ceil(TURN / max(s, 1e-7))) for key, s in once.items()}
         wanted = {key: _turns(once[key] * calls[key], budget) for key in runners}
         return {key: Times.of(turns) for key, turns in _rounds(runners, calls, wanted).items()}
