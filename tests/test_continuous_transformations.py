@@ -168,8 +168,6 @@ def test_what_is_refused(float64):
     p = arrays(FORWARDS)
     with pytest.raises(Unsupported, match="max_steps=None"):
         jax.grad(lambda p: solve(p, Gauss(), max_steps=None).ys[0])(p)
-    with pytest.raises(Unsupported, match="event"):
-        solve(p, Gauss(), event=dfx.Event(lambda t, y, args, **_: y - 1.0))
     with pytest.raises(RuntimeError, match="first derivatives"):
         jax.hessian(lambda a: solve({**p, "a": a}, Gauss()).ys[0])(p["a"])
     with pytest.raises(Unsupported, match="not one of stages"):

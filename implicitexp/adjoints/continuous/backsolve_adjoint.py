@@ -15,6 +15,7 @@ from implicitexp.adjoints.continuous.diffrax_outputs import Saved, in_order, lik
 from implicitexp.adjoints.continuous.diffrax_problem import Problem
 from implicitexp.adjoints.continuous.diffrax_rule import AbstractContinuous
 from implicitexp.adjoints.continuous.diffrax_walk import backward_controller
+from implicitexp.adjoints.continuous.forward_sensitivity import ForwardSensitivity
 from implicitexp.adjoints.continuous.trajectory import as_terms
 from implicitexp.adjoints.continuous.trees import largest_of
 from implicitexp.adjoints.continuous.walk import Backward, Outputs
@@ -64,6 +65,9 @@ class Backsolve(AbstractContinuous):
     def recording(self, problem: Problem, setup: Setup) -> Recording:
         return Recording([], [], checkpoints=self.checkpoints)
 
+    def tangents(self, solved: Solved, moving: list[Array]) -> tuple[list[PyTree], list[Array]]:
+        return ForwardSensitivity().tangents(solved, moving)
+
     def backward(self, solved: Solved, ahead: Outputs, saved: Saved) -> tuple[Backward, list[Array]]:
         problem = solved.chosen.problem()
         nodes = self._nodes(solved, ahead, problem)
@@ -73,8 +77,9 @@ class Backsolve(AbstractContinuous):
 
     def _nodes(self, solved: Solved, ahead: Outputs, problem: Problem) -> Nodes:
         """Outputs and checkpoints in the order of time; the padding stands at the last one, and adds nothing."""
-        order, _, _ = in_order(solved.rows)
-        states = jax.tree.map(lambda _, *ys: jnp.concatenate(ys)[order], problem.y0, *(r.states for r in solved.rows))
+        places = solved.places
+        order, _, _ = in_order(places)
+        states = jax.tree.map(lambda _, *ys: jnp.concatenate(ys)[order], problem.y0, *(r.states for r in places))
         i = jnp.maximum(ahead.valid - 1, 0)
         last, at_last = ahead.times[i], jax.tree.map(lambda y: y[i], states)
 

@@ -1,23 +1,21 @@
 """The forward solve of a continuous adjoint: Diffrax's loop, with what the derivative needs recorded beside it."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
+from implicitexp.adjoints.continuous.diffrax_event import Ending
+from implicitexp.adjoints.continuous.diffrax_keeping import Keeping
 from implicitexp.adjoints.continuous.diffrax_outputs import Rows
 from implicitexp.adjoints.continuous.diffrax_problem import Chosen, Problem
 from implicitexp.adjoints.continuous.trajectory import plain
 from implicitexp.adjoints.diffrax_private import SaveState, Solve, outputs, save_states, save_y
-from implicitexp.adjoints.discrete.record import Thinned
-
-plain_loop = functools.partial(eqxi.while_loop, kind="lax")
+from implicitexp.adjoints.discrete.record import plain_loop
 
 
 class Recording(eqx.Module):
@@ -27,44 +25,6 @@ class Recording(eqx.Module):
     states: list[Any]  # Diffrax's SaveStates: their buffers
     infos: PyTree = None  # the buffer of every step's interpolation
     checkpoints: int = eqx.field(static=True, default=0)  # states to keep among those of the steps
-
-
-class Kept(eqx.Module):
-    """States that were kept of the steps, in the order of time; padding: inf."""
-
-    ts: Float[Array, " checkpoints"]
-    ys: PyTree
-
-
-class Keeping:
-    """Diffrax's loop over the steps, which keeps at most `count` states beside that of the start, in equal distances."""
-
-    def __init__(self, count: int):
-        self.count = count
-        self.places: list[Thinned] = []
-
-    def __call__(self, cond, body, state, *, max_steps, buffers):
-        def step(carry):
-            state = body(carry[0])
-            return state, carry[1].written(state.num_accepted_steps, (state.tprev, state.y))
-
-        def both_buffers(carry):
-            return [*buffers(carry[0]), *carry[1].buffers]
-
-        start = (state, Thinned.like((state.tprev, state.y), self.count + 1))
-        options = {"max_steps": max_steps, "buffers": both_buffers}
-        state, places = plain_loop(lambda carry: cond(carry[0]), step, start, **options)
-        self.places = [places]
-        return state
-
-    def kept(self, steps: Array) -> list[Kept]:
-        """Of those steps that were accepted; the start's state is not among them."""
-        if not self.places:
-            return []
-        (places,) = self.places
-        times, states = jax.tree.map(lambda x: x[places.places[1:]], places.values)
-        there = jnp.arange(1, self.count + 1) * places.stride <= steps
-        return [Kept(jnp.where(there, times, jnp.inf), states)]
 
 
 class Setup(eqx.Module):
@@ -78,9 +38,9 @@ class Setup(eqx.Module):
     def of(cls, adjoint: Any, solve: Solve, throw: bool) -> "Setup":
         blank = jax.tree.map(lambda sub: _with(sub, None, None), solve.saveat.subs, is_leaf=_is_sub)
         state = eqx.tree_at(lambda s: s.y, solve.init_state, None)
-        solve = dataclasses.replace(
-            solve, args=None, terms=None, t0=None, t1=None, saveat=_saving(solve.saveat, blank), init_state=state
-        )
+        event = _with_conditions(solve.event, None)
+        blanks = {"args": None, "terms": None, "t0": None, "t1": None, "event": event}
+        solve = dataclasses.replace(solve, **blanks, saveat=_saving(solve.saveat, blank), init_state=state)
         adjoint, solve = _without_derivative((adjoint, dataclasses.replace(solve, solver=plain(solve.solver))))
         return cls(adjoint, solve, throw)
 
@@ -100,6 +60,7 @@ class Setup(eqx.Module):
             terms=problem.terms(),
             t0=problem.t0,
             t1=problem.t1,
+            event=_with_conditions(self.solve.event, problem.conditions),
             saveat=saveat,
             init_state=self._start(problem, recording),
         )
@@ -139,10 +100,16 @@ class Solved(eqx.Module):
     chosen: Chosen
     setup: Setup
     rows: list[Rows]
+    ending: Ending
     recorded: list[Any]  # SaveStates of the recording, `Kept` of its checkpoints
     infos: tuple[Array, PyTree] | None  # ends of steps, what interpolates inside them
     accepted: Array
     succeeded: Array
+
+    @property
+    def places(self) -> list[Rows]:
+        """Where y has a cotangent: what was saved, and the end, if that is an event's."""
+        return [*self.rows, Rows.of_end(self.ending)] if self.ending.met else self.rows
 
 
 class Frame:
@@ -169,6 +136,15 @@ class Frame:
         self.static = {i: x for i, x in enumerate(leaves) if not eqx.is_array(x)}
         return ys, ts, others, rest
 
+    def noted(self, solved: "Solved") -> "Solved":
+        """The arrays of it, without the problem."""
+        arrays, self.plain = eqx.partition(dataclasses.replace(solved, chosen=Chosen.of(None, ())), eqx.is_array)
+        return arrays
+
+    def known(self, arrays: "Solved") -> "Solved":
+        """What was noted."""
+        return eqx.combine(arrays, self.plain)
+
     def closed(self, parts: tuple) -> Any:
         """The final state again."""
         ys, ts, others, rest = parts
@@ -180,9 +156,8 @@ class Frame:
         return self.treedef.unflatten([found[i] for i in range(len(found))])
 
 
-def solve_and_record(setup: Setup, chosen: Chosen) -> tuple[Solved, Any]:
+def solve_and_record(setup: Setup, problem: Problem) -> tuple[Solved, Any]:
     """Solve, and record what the derivative needs: -> that, and the final state that the user gets."""
-    problem = chosen.problem()
     own = setup.adjoint.recording(problem, setup)
     saved = save_states(setup.solve.init_state)
     beside = [  # y at the times of every SubSaveAt that saves something else
@@ -190,12 +165,15 @@ def solve_and_record(setup: Setup, chosen: Chosen) -> tuple[Solved, Any]:
         for sub, state, ts, fn in zip(setup.subs, saved, problem.ts, problem.fns, strict=True)
         if fn is not None
     ]
-    subs, states = [x[0] for x in beside] + own.subs, [x[1] for x in beside] + own.states
+    end = [] if problem.conditions is None else [buffered(dfx.SubSaveAt(t1=True), problem.t1[None], problem.y0)]
+    first = [*beside, *end]
+    subs, states = [x[0] for x in first] + own.subs, [x[1] for x in first] + own.states
     recording = Recording(subs, states, own.infos, own.checkpoints)
     final, others = setup.run(problem, recording)
+    ending = _ending(problem, final, others[len(beside)] if end else None)
     states = iter(others[: len(beside)])
     rows = [
-        Rows.of(sub, saved, next(states).ys if fn is not None else saved.ys, problem, ts)
+        Rows.of(sub, saved, next(states).ys if fn is not None else saved.ys, problem, ts, ending.time)
         for sub, saved, fn, ts in zip(setup.subs, save_states(final), problem.fns, problem.ts, strict=True)
     ]
     infos = None if final.dense_infos is None else (final.dense_ts, final.dense_infos)
@@ -203,10 +181,20 @@ def solve_and_record(setup: Setup, chosen: Chosen) -> tuple[Solved, Any]:
         final = eqx.tree_at(
             lambda s: (s.dense_ts, s.dense_infos, s.dense_save_index), final, (None, None, None), is_leaf=_is_none
         )
-    succeeded = final.result == dfx.RESULTS.successful
+    succeeded = (final.result == dfx.RESULTS.successful) | (final.result == dfx.RESULTS.event_occurred)
     accepted = jnp.asarray(final.num_accepted_steps, jnp.int32)
-    recorded = others[len(beside) :]
-    return Solved(chosen, setup.solved(), rows, recorded, infos, accepted, jnp.asarray(succeeded)), final
+    recorded = others[len(first) :]
+    chosen = Chosen.of(problem, ())
+    return Solved(chosen, setup.solved(), rows, ending, recorded, infos, accepted, jnp.asarray(succeeded)), final
+
+
+def _ending(problem: Problem, final: Any, saved: Any) -> Ending:
+    """`saved`: the SaveState of y at the end; None: no event."""
+    stepped = jnp.asarray(final.num_accepted_steps) > 0
+    if saved is None:
+        return Ending(problem.t1, None, [], stepped)
+    state = jax.tree.map(lambda y: y[0], saved.ys)
+    return Ending(saved.ts[0], state, [jnp.asarray(x) for x in jax.tree.leaves(final.event_mask)], stepped)
 
 
 def buffered(sub: Any, ts: Array, like: PyTree) -> tuple[Any, Any]:
@@ -229,6 +217,10 @@ def _saving(saveat: dfx.SaveAt, subs: PyTree, dense: bool | None = None) -> dfx.
         controller_state=saveat.controller_state,
         made_jump=saveat.made_jump,
     )
+
+
+def _with_conditions(event: Any, conditions: PyTree) -> Any:
+    return None if event is None else eqx.tree_at(lambda e: e.cond_fn, event, conditions, is_leaf=_is_none)
 
 
 def _is_sub(x: Any) -> bool:

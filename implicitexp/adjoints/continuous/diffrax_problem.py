@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree
 
 from implicitexp.adjoints.continuous.trajectory import Flow
 from implicitexp.adjoints.diffrax_private import Solve, WrapTerm, is_sde, outputs, save_y
+from implicitexp.adjoints.discrete.setup import closed
 from implicitexp.errors import Unsupported
 
 
@@ -25,6 +26,7 @@ class Problem(eqx.Module):
     fields: tuple[Callable, ...]  # (s, y, args) -> a part of dy/ds
     y0: PyTree
     fns: list[Callable | None]  # of each SubSaveAt (s, y, args) -> what is saved; None: y
+    conditions: PyTree  # of an event, each (s, y, args) -> a number or a boolean; None: no event
     t0: Array
     t1: Array
     ts: list[Array | None]  # of each SubSaveAt
@@ -35,11 +37,13 @@ class Problem(eqx.Module):
         fields = [_field(term) for term in _ode_terms(name, solve)]
         y0, subs = solve.init_state.y, outputs(solve.saveat)
         example = (solve.t0, y0, solve.args)
+        event = None if solve.event is None else closed(solve).event
         return cls(
             args=solve.args,
             fields=tuple(eqx.filter_closure_convert(field, *example) for field in fields),
             y0=y0,
             fns=[None if sub.fn is save_y else eqx.filter_closure_convert(_Hidden(sub.fn), *example) for sub in subs],
+            conditions=None if event is None else event.cond_fn,
             t0=solve.t0,
             t1=solve.t1,
             ts=[sub.ts for sub in subs],
@@ -66,11 +70,11 @@ class Chosen(eqx.Module):
     own: int = eqx.field(static=True)  # how many of theta, the first ones, are the field's
 
     @classmethod
-    def of(cls, problem: Problem, where: tuple[int, ...]) -> "Chosen":
-        """`where`: indices into the flattened problem."""
+    def of(cls, problem: Problem | None, where: tuple[int, ...]) -> "Chosen":
+        """`where`: indices into the flattened problem. None: of no problem."""
         leaves, treedef = jax.tree.flatten(problem)
         rest = [None if i in where else x for i, x in enumerate(leaves)]
-        field_leaves = len(jax.tree.leaves((problem.args, problem.fields)))
+        field_leaves = 0 if problem is None else len(jax.tree.leaves((problem.args, problem.fields)))
         return cls([leaves[i] for i in where], rest, treedef, where, sum(i < field_leaves for i in where))
 
     def problem(self, theta: list[Array] | None = None) -> Problem:

@@ -4,6 +4,7 @@ from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -12,35 +13,84 @@ from implicitexp.adjoints.continuous.diffrax_outputs import Rows, floats, in_ord
 from implicitexp.adjoints.continuous.sensitivity import along, at_moving_times, largest_column
 from implicitexp.adjoints.continuous.trajectory import as_terms
 
+EVENT_ONCE = (
+    "The continuous adjoints give first derivatives of the time of an event. For second derivatives use Replay() or "
+    "diffrax.DirectAdjoint."
+)
 
-def tangents_of(solved: Any, moving: list[Array], in_error_test: bool) -> tuple[list[PyTree], list[Array]]:
+
+def tangents_of(solved: Any, moving: list[Array], adjoint: Any) -> tuple[list[PyTree], list[Array]]:
     """Tangents of what every SubSaveAt saved, and of its times; NaN where the solve failed.
 
-    `solved`: a `Solved`; `moving`: tangents of its theta. Leading axis, of the result too: direction.
+    `solved`: a `Solved`; `moving`: tangents of its theta. Leading axis, of the result too: direction. `adjoint`: the
+    `ForwardSensitivity` that says how, and that differentiates the result once more: all of it is a function of the problem
+    and of `moving`, the rest of `solved` (which row is what) being constants.
     """
+    if not solved.rows:
+        return [], []
+    if solved.ending.met:
+        solved = eqxi.nondifferentiable(solved, msg=EVENT_ONCE)
     chosen = solved.chosen
     problem, flow = chosen.problem(), chosen.flow()
-
-    def moved(of: Any) -> Any:
-        return jax.vmap(lambda t: jax.jvp(lambda theta: of(chosen.problem(theta)), (chosen.theta,), (t,))[1])(moving)
-
-    start = moved(lambda p: (p.y0, p.t0))
+    start = _pushed(chosen, lambda p: (p.y0, p.t0), moving)
     fields, state = along(flow, problem.y0, problem.t0, start, moving[: chosen.own])
-    order, times, _ = in_order(solved.rows)
-    sol = _integrate(solved.setup.solve, fields, problem, state, jnp.clip(times, problem.t0, problem.t1), in_error_test)
-    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
-    columns = jax.tree.map(lambda x: x[place], sol.ys[1])
+    end = solved.ending.moved(problem, problem, solved.ending.state)
+    sol, states, columns = _at_rows(solved, fields, problem, end, state, adjoint)
     factor = jnp.where((sol.result == dfx.RESULTS.successful) & solved.succeeded, 1, jnp.nan)
-    ys, ts, first = [], [], 0
+    moved_end = _moved_end(solved, moving, jax.tree.map(lambda x: x[0], columns[-1]))
+    unknown = solved.ending.held(problem)
+    ys, ts = [], []
     for i, row in enumerate(solved.rows):
-        own = jax.tree.map(lambda x, a=first, b=first + row.times.size: x[a:b], columns)
-        first += row.times.size
-        moved_times = moved(lambda p, row=row, i=i: row.moved(p.t0, p.t1, p.ts[i]))
-        states = at_moving_times(flow, row.times, row.states, own, moved_times)
-        values = states if problem.fns[i] is None else _values(chosen, i, row, moving, moved_times, states)
+        times = row.moved(problem.t0, end, problem.ts[i])
+        moved_times = _pushed(chosen, lambda p, row=row, i=i: row.moved(p.t0, end, p.ts[i]), moving)
+        moved_times = jnp.where(row.at_end, moved_end[:, None], moved_times)
+        values = at_moving_times(flow, times, states[i], columns[i], moved_times)
+        if problem.fns[i] is not None:
+            values = _values(chosen, i, (times, states[i]), moving, moved_times, values)
         ys.append(jax.tree.map(lambda x, row=row: _masked(row, x * factor.astype(x.dtype)), values))
-        ts.append(_masked(row, moved_times))
+        ts.append(_masked(row, jnp.where(row.at_end & unknown, jnp.nan, moved_times)))
     return ys, ts
+
+
+def _pushed(chosen: Any, of: Any, moving: list[Array]) -> Any:
+    """Tangents of a function of the problem."""
+    return jax.vmap(lambda t: jax.jvp(lambda theta: of(chosen.problem(theta)), (chosen.theta,), (t,))[1])(moving)
+
+
+def _at_rows(solved: Any, fields: list, problem: Any, end: Array, state: PyTree, adjoint: Any) -> tuple:
+    """-> the solution of the augmented system, y and its columns at the rows of every place."""
+    places, ts = solved.places, [*problem.ts, None]
+    order, _, _ = in_order(places)
+    moved = [row.moved(problem.t0, end, t) for row, t in zip(places, ts, strict=False)]
+    times = jnp.concatenate([jnp.where(row.valid, t, end) for row, t in zip(places, moved, strict=True)])[order]
+    sol = _integrate(solved.setup.solve, fields, problem, end, state, _within(times, problem.t0, end), adjoint)
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
+    cuts = [0]
+    for row in places:
+        cuts.append(cuts[-1] + row.times.size)
+    parts = [jax.tree.map(lambda x, a=a, b=b: x[place[a:b]], sol.ys) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return sol, [states for states, _ in parts], [columns for _, columns in parts]
+
+
+def _within(times: Array, low: Array, high: Array) -> Array:
+    """Rounding aside the times themselves; unlike `clip`, with their own derivative at the ends."""
+    return jnp.where(times < low, low, jnp.where(times > high, high, times))
+
+
+def _moved_end(solved: Any, moving: list[Array], columns: PyTree) -> Array:
+    """Tangents of the time of the end. `columns`: of y there, where it ended at an event."""
+    chosen, ending = solved.chosen, solved.ending
+    problem = chosen.problem()
+    if not ending.met:
+        return _pushed(chosen, lambda p: p.t1, moving)
+
+    def one(tangents, column):
+        def end(theta, state):
+            return ending.moved(problem, chosen.problem(theta), state)
+
+        return jax.jvp(end, (chosen.theta, ending.state), (tangents, column))[1]
+
+    return jax.vmap(one)(moving, columns)
 
 
 def _masked(row: Rows, x: Array) -> Array:
@@ -48,30 +98,30 @@ def _masked(row: Rows, x: Array) -> Array:
     return jnp.where(like_rows(row.valid, x[0]), x, 0)
 
 
-def _values(chosen: Any, i: int, row: Rows, moving: list[Array], times: Array, states: PyTree) -> PyTree:
-    """Tangents of fn(t, y, args)."""
+def _values(chosen: Any, i: int, at: tuple[Array, PyTree], moving: list[Array], times: Array, states: PyTree) -> PyTree:
+    """Tangents of fn(t, y, args) at `at`: t and y, which move by `times` and `states`."""
 
     def value(theta, t, y):
         problem = chosen.problem(theta)
         return jax.vmap(lambda t, y: floats(problem.fns[i](t, y, problem.args)))(t, y)
 
     def one(*tangents):
-        return jax.jvp(value, (chosen.theta, row.times, row.states), tangents)[1]
+        return jax.jvp(value, (chosen.theta, *at), tangents)[1]
 
     return jax.vmap(one)(moving, times, states)
 
 
-def _integrate(solve: Any, fields: list, problem: Any, state: PyTree, times: Array, in_error_test: bool) -> Any:
+def _integrate(solve: Any, fields: list, problem: Any, end: Array, state: PyTree, times: Array, adjoint: Any) -> Any:
     return dfx.diffeqsolve(
         as_terms(fields),
         solve.solver,
         problem.t0,
-        problem.t1,
+        end,
         solve.dt0,
         state,
         saveat=dfx.SaveAt(ts=times),
-        stepsize_controller=_for_both(solve.stepsize_controller, in_error_test),
-        adjoint=dfx.ForwardMode(),
+        stepsize_controller=_for_both(solve.stepsize_controller, adjoint.in_error_test),
+        adjoint=adjoint,
         max_steps=solve.max_steps,
         throw=False,
     )

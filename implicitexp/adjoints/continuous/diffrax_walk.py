@@ -13,6 +13,7 @@ from implicitexp.adjoints.continuous.diffrax_forward import Recording, Setup, So
 from implicitexp.adjoints.continuous.diffrax_outputs import Saved
 from implicitexp.adjoints.continuous.diffrax_problem import Problem
 from implicitexp.adjoints.continuous.diffrax_rule import AbstractContinuous
+from implicitexp.adjoints.continuous.forward_sensitivity import ForwardSensitivity
 from implicitexp.adjoints.continuous.linear_stages import for_linear
 from implicitexp.adjoints.continuous.trajectory import Mesh, Trajectory, plain, storage
 from implicitexp.adjoints.continuous.walk import AbstractParameters, Backward, Outputs, Walk, for_state
@@ -51,6 +52,9 @@ class AbstractOverSteps(AbstractContinuous):
         fn, like = (_state, {"state": problem.y0}) if store == "steps" else (_time, {"time": problem.t0})
         sub, state = buffered(dfx.SubSaveAt(t0=True, steps=1, fn=fn), ends, like)
         return Recording([sub], [state])
+
+    def tangents(self, solved: Solved, moving: list[Array]) -> tuple[list[PyTree], list[Array]]:
+        return ForwardSensitivity().tangents(solved, moving)
 
     def backward(self, solved: Solved, ahead: Outputs, saved: Saved) -> tuple[Backward, list[Array]]:
         solve, problem = solved.setup.solve, solved.chosen.problem()

@@ -48,7 +48,7 @@ class ForwardSensitivity(AbstractContinuous):
         return Recording([], [])
 
     def tangents(self, solved: Solved, moving: list[Array]) -> tuple[list[PyTree], list[Array]]:
-        return tangents_of(solved, moving, self.in_error_test)
+        return tangents_of(solved, moving, self)
 
     def check_reverse(self, numbers: int) -> None:
         if numbers > self.max_parameters:
@@ -85,7 +85,8 @@ class ForwardSensitivity(AbstractContinuous):
 
             def product(column, cotangent):
                 leaves = zip(jax.tree.leaves(column), jax.tree.leaves(cotangent), strict=True)
-                return sum(jnp.sum((x * c).reshape(size, -1), axis=1).real for x, c in leaves)
+                products = (jnp.where(c == 0, 0, x * c) for x, c in leaves)  # zero also where x is not known
+                return sum(jnp.sum(x.reshape(size, -1), axis=1).real for x in products)
 
             return jnp.stack([product(*x) for x in zip(columns, cotangents, strict=True)]).sum(0)
 

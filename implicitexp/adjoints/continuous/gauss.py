@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from implicitexp.adjoints.continuous.trajectory import Flow
-from implicitexp.adjoints.continuous.walk import AbstractParameters, State
+from implicitexp.adjoints.continuous.walk import AbstractParameters, Integral, State
 
 MORE = 3  # orders that the quadrature is above the method's: its error vanishes beside the steps'
 LEAST_ORDER = 1  # of a method that does not say its own
@@ -30,6 +30,7 @@ class ByNodes(AbstractParameters):
     """The integral by Gauss-Legendre nodes. `order`: of the rule; None: that of the backward method and MORE."""
 
     order: int | None = eqx.field(static=True, default=None)
+    in_error_test: bool = eqx.field(static=True, default=False)
 
     def beside(self, flow: Flow) -> State:
         return ()
@@ -37,22 +38,30 @@ class ByNodes(AbstractParameters):
     def rate(self, flow: Flow, part: Callable, s: Any, y: PyTree, state: State) -> State:
         return (pulled(flow, part, s, y, state[0]),)
 
-    def over_step(self, flow: Flow, solver: Any, y: Callable, state: Callable, s0: Any, s1: Any) -> list[Array]:
+    def over_step(self, flow: Flow, solver: Any, y: Callable, state: Callable, s0: Any, s1: Any) -> Integral:
         order = (solver.order(flow.terms()) or LEAST_ORDER) + MORE if self.order is None else self.order
+        order += 2 if self.in_error_test and (order + 1) // 2 % 2 == 0 else 0  # the estimate leaves out the middle node
         nodes, weights = gauss_legendre(order, jnp.result_type(s0))
         at = s0 + nodes * (s1 - s0)
         ys, adjoints = jax.vmap(y)(at), jax.vmap(lambda s: state(s)[0])(at)
         if _is_of_high_order(solver, flow):
             adjoints = _swept(flow, at, ys, adjoints, state(s1)[0], s1 - s0)
-        weighted = jax.tree.map(
-            lambda w: w * jnp.reshape(weights * (s1 - s0), (-1,) + (1,) * (w.ndim - 1)).astype(w.dtype), adjoints
-        )
 
         # One pullback for all nodes: JAX adds up over them as it goes, no array of nodes times p is made.
         def slopes(theta):
             return jax.vmap(lambda s, y: flow.slope(theta, s, y))(at, ys)
 
-        return jax.vjp(slopes, flow.theta)[1](weighted)[0]
+        pullback = jax.vjp(slopes, flow.theta)[1]
+
+        def weighted(weights):
+            return jax.tree.map(
+                lambda w: w * jnp.reshape(weights * (s1 - s0), (-1,) + (1,) * (w.ndim - 1)).astype(w.dtype), adjoints
+            )
+
+        (value,) = pullback(weighted(weights))
+        if not self.in_error_test:
+            return Integral(value)
+        return Integral(value, pullback(weighted(weights - jnp.asarray(without_middle(nodes.size), weights.dtype)))[0])
 
 
 def _is_of_high_order(solver: Any, flow: Flow) -> bool:
@@ -84,6 +93,15 @@ def remainders(count: int) -> Float[np.ndarray, "count count"]:
         antiderivative = np.polynomial.Polynomial.fromroots(others).integ() / np.prod(x[j] - others)
         columns.append(antiderivative(1.0) - antiderivative(x))
     return np.stack(columns, axis=1)
+
+
+@functools.cache
+def without_middle(count: int) -> Float[np.ndarray, " count"]:
+    """Weights on [0, 1] of the rule with all but the middle one of an odd number of Gauss-Legendre nodes: of order count - 1,
+    by which the rule with all of them is judged."""
+    x = np.delete(np.polynomial.legendre.leggauss(count)[0], count // 2)
+    moments = [(1 - (-1) ** (k + 1)) / (k + 1) / 2 for k in range(count - 1)]
+    return np.insert(np.linalg.solve(np.vander(x, increasing=True).T, moments), count // 2, 0.0)
 
 
 def gauss_legendre(order: int, dtype: Any) -> tuple[Array, Array]:

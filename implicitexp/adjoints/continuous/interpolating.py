@@ -9,15 +9,17 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from implicitexp.adjoints.continuous.diffrax_walk import AbstractOverSteps
 from implicitexp.adjoints.continuous.trajectory import Flow
-from implicitexp.adjoints.continuous.walk import AbstractParameters, State
+from implicitexp.adjoints.continuous.walk import AbstractParameters, Integral, State
 
 
 class ByStates(AbstractParameters):
     """The integral as a state beside lambda: mu' = -(df/dtheta)^T lambda."""
+
+    in_error_test: bool = eqx.field(static=True, default=False)  # by itself: it is part of the state
 
     def beside(self, flow: Flow) -> State:
         return (jax.tree.map(jnp.zeros_like, flow.theta),)
@@ -26,8 +28,8 @@ class ByStates(AbstractParameters):
         by_theta, by_y = jax.vjp(lambda theta, y: part(theta, s, y), flow.theta, y)[1](state[0])
         return by_y, by_theta
 
-    def over_step(self, flow: Flow, solver: Any, y: Callable, state: Callable, s0: Any, s1: Any) -> list[Array]:
-        return []
+    def over_step(self, flow: Flow, solver: Any, y: Callable, state: Callable, s0: Any, s1: Any) -> Integral:
+        return Integral([])
 
 
 class Interpolating(AbstractOverSteps):

@@ -7,7 +7,7 @@ What is done about the parameters, dL/dtheta = integral (df/dtheta)^T lambda ds,
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -44,8 +44,17 @@ class Backward(eqx.Module):
     steps: Array
 
 
+class Integral(NamedTuple):
+    """Over a step; and how far it may be off, where that takes part in the step control."""
+
+    value: list[Array]
+    error: list[Array] | None = None
+
+
 class AbstractParameters(eqx.Module):
     """How the integral over theta is taken."""
+
+    in_error_test: eqx.AbstractVar[bool]  # whether the integral over a step takes part in the step control
 
     @abc.abstractmethod
     def beside(self, flow: Flow) -> State:
@@ -56,7 +65,7 @@ class AbstractParameters(eqx.Module):
         """What one part of the flow adds to the derivative of the state, in the time -s."""
 
     @abc.abstractmethod
-    def over_step(self, flow: Flow, solver: Any, y: Callable, state: Callable, s0: Any, s1: Any) -> list[Array]:
+    def over_step(self, flow: Flow, solver: Any, y: Callable, state: Callable, s0: Any, s1: Any) -> Integral:
         """The integral from s0 to s1, given y(s) and state(s); empty where it is a state."""
 
 
@@ -178,38 +187,44 @@ class Walk(eqx.Module):
         target = jnp.maximum(w.s - w.dt, stop)
         target = jnp.where(target - stop < CRUMB * w.dt, stop, target)
         new, error, info, stepper, result = self.solver.step(terms, -w.s, -target, w.state, None, w.stepper, w.jumped)
-        keep, dt, controller = self._judged(w, terms, target, new, error)
-        keep = keep & (result == dfx.RESULTS.successful)
-        theta = self._with_integral(w, keep, target, y, info)
+
+        def integral():
+            path = interpolation(self.solver, -w.s, -target, info)
+            return self.parameters.over_step(self._flow, self.solver, y, lambda s: path.evaluate(-s), target, w.s)
+
+        if self.parameters.in_error_test and self._controlled:
+            over = integral()
+            theta, errors = added(w.theta, over.value), (error, over.error)
+            keep, dt, controller = self._judged(w, terms, target, ((w.state, w.theta), (new, theta)), errors)
+            keep = keep & (result == dfx.RESULTS.successful)
+            theta = chosen(keep, theta, w.theta)
+        else:
+            keep, dt, controller = self._judged(w, terms, target, (w.state, new), error)
+            keep = keep & (result == dfx.RESULTS.successful)
+            theta = w.theta
+            if theta:
+                theta = jax.lax.cond(keep, lambda: added(w.theta, integral().value), lambda: w.theta)
         moved = (target, new, stepper, jnp.array(False))
         s, state, stepper, jumped = chosen(keep, moved, (w.s, w.state, w.stepper, w.jumped))
         steps = w.steps + 1
         failed = (steps >= self._most_steps) | ~(s - dt < s) | ~all_finite(state)
         return _Walker(s, dt, w.pending, state, theta, controller, stepper, jumped, steps, failed)
 
-    def _judged(self, w: _Walker, terms: Any, target: Array, new: State, error: Any) -> tuple[Array, Array, PyTree]:
-        """-> whether the step is accepted, the next one's length, the controller's state."""
+    def _judged(
+        self, w: _Walker, terms: Any, target: Array, ends: tuple[PyTree, PyTree], error: Any
+    ) -> tuple[Array, Array, PyTree]:
+        """`ends`: what is controlled, before and after the step. -> whether it is accepted, the next one's length, the
+        controller's state."""
         if not self._controlled:
             return jnp.array(True), w.dt, w.controller
         error = jax.tree.map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
         order: Any = self.solver.error_order(terms)
         keep, t0, t1, _, controller, _ = self.controller.adapt_step_size(
-            -w.s, -target, w.state, new, None, error, order, w.controller
+            -w.s, -target, *ends, None, error, order, w.controller
         )
         # A step cut short by a stop says little about the next: it does not shrink the proposal.
         dt = jnp.where(keep & (w.s - target < w.dt), jnp.maximum(t1 - t0, w.dt), t1 - t0)
         return jnp.asarray(keep), dt, controller
-
-    def _with_integral(self, w: _Walker, keep: Array, target: Array, y: Callable, info: PyTree) -> list[Array]:
-        if not w.theta:
-            return w.theta
-        path = interpolation(self.solver, -w.s, -target, info)
-
-        def integrated():
-            over = self.parameters.over_step(self._flow, self.solver, y, lambda s: path.evaluate(-s), target, w.s)
-            return added(w.theta, over)
-
-        return jax.lax.cond(keep, integrated, lambda: w.theta)
 
     @property
     def _most_steps(self) -> int:
