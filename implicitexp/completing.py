@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from implicitexp.commands import GROUPS as LISTS
 from implicitexp.composing import GROUPS, Command, Composer, solver_kinds, told, with_values
-from implicitexp.configuration import rules
+from implicitexp.configuration import folders, manual, rules
 from implicitexp.configuration.validation import plain
 from implicitexp.configuration.words import shown
 from implicitexp.errors import ConfigError
@@ -89,7 +89,7 @@ def _values(command: Command, composer: Composer, key: str) -> list[str]:
     selections = composer.split(command.overrides)[0]
     if key in (*GROUPS, "hydra/launcher"):
         names = composer.options(key, selections)
-        return names if key != "solver" else fitting(command, composer, names)
+        return fitting(command, composer, key, names) if key in ("solver", "gradient") else names
     base = configuration(command, composer)
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(base, parent) if parent else base
@@ -105,12 +105,17 @@ def _values(command: Command, composer: Composer, key: str) -> list[str]:
     return [shown(one) for one in [*(choices or [node[name]]), *([None] if rule.null else [])]]
 
 
-def fitting(command: Command, composer: Composer, names: list[str]) -> list[str]:
-    """The solvers for the kinds of equation that the chosen problem has, as far as its YAML says which."""
+def fitting(command: Command, composer: Composer, group: str, names: list[str]) -> list[str]:
+    """The solvers or strategies for the kinds of equation that the chosen problem has, as far as its YAML says which."""
     base = configuration(command, composer)
     kinds = plain(OmegaConf.select(base, "hints.kinds")) if "problem" in base else None
-    of = solver_kinds(composer.loader, command.overrides)
-    return [name for name in names if not kinds or of.get(name) is None or of[name] in kinds]
+    if not kinds:
+        return names
+    if group == "gradient":
+        of = manual.strategy_kinds(folders.shipped(), composer.own)
+        return [name for name in names if name not in of or set(kinds) <= set(of[name])]
+    kind = solver_kinds(composer.loader, command.overrides)
+    return [name for name in names if kind.get(name) is None or kind[name] in kinds]
 
 
 def configuration(command: Command, composer: Composer) -> DictConfig:

@@ -24,6 +24,8 @@ OFFERED = {
     "implicitexp problem=brachistochrone problem.formulation=root solver=": (
         "solver=auto solver=bisection solver=chord solver=dogleg solver=levenberg_marquardt solver=newton solver=per_kind"
     ),
+    "implicitexp problem=ode gradient=re": "gradient=replay gradient=reversible",  # not reuse, which is for roots
+    "implicitexp problem=root gradient=re": "gradient=reuse",
     "implicitexp problem=ode sol": "solver. solver=",
     "implicitexp problem=ode solver.rt": "solver.rtol=",
     "implicitexp problem=ode optimizer/schedule=co": "optimizer/schedule=constant optimizer/schedule=cosine",

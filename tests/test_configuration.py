@@ -45,6 +45,8 @@ FITS = {
     **dict.fromkeys(("dopri5", "dopri8", "euler", "fixed_step", "heun", "implicit_euler", "kvaerno3", "kvaerno5",
                      "leapfrog", "midpoint", "tsit5"), "ode_exponential"),
 }  # fmt: skip
+OF_KIND = {"ode": "ode_exponential", "integral": "integral_pendulum"}
+FITS |= {name: OF_KIND[kinds[0]] for name, kinds in manual.strategy_kinds(CONF).items() if kinds[0] in OF_KIND}
 CASES = [(group, name) for group in OWN_NODES for name in options(group)]
 
 
