@@ -78,6 +78,9 @@ def test_a_peer_that_is_more_accurate_than_all_of_ours_is_a_miss():
     assert not judged.jax.as_accurate
     assert "less accurate than jax better (1.0e-03 against 1.0e-06)" in judged.missed()[0]
     assert "9.00*" in table.summary([judged])
+    within = verdict.judge(result(row("ours", "ours", 1.0, 1e-3), row("jax", "better", 9.0, 1e-6), tolerance=1e-2))
+    assert "9.00+" in table.summary([within])
+    assert "1 more at a larger error" in verdict.goals([within])[0]
 
 
 def test_a_slower_one_and_a_wrong_one():

@@ -52,10 +52,12 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """`remarks`: what is to be said of it, such as a peer that cannot do it, and why. `reference` is called in float64."""
+    """`tolerance`: what all are asked for. `remarks`: what is to be said of it, such as a peer that cannot do it, and why.
+    `reference` is called in float64."""
 
     number: int
     title: str
+    tolerance: float
     args: tuple
     programs: list[Program]
     reference: Callable[[], Reference]

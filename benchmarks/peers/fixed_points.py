@@ -138,6 +138,7 @@ def large(small: bool) -> Case:
     return Case(
         11,
         f"DEQ z = tanh(W z + b), n = {n}, 1e-8",
+        tolerance,
         (args,),
         [
             *programs(loss, tolerance, small),
@@ -193,6 +194,7 @@ def classifier(small: bool) -> Case:
     return Case(
         12,
         f"DEQ classifier, batch {len(labels)}, n = {drive.shape[1]}, 1e-5",
+        tolerance,
         (params, pixels, labels),
         [
             *programs(classifier_loss, tolerance, small, () if small else (dense,)),
@@ -230,6 +232,7 @@ def slow(small: bool) -> Case:
     return Case(
         13,
         f"fixed point, contraction 0.99, n = {n}, 1e-8",
+        tolerance,
         (args,),
         [
             *programs(loss, tolerance, small),

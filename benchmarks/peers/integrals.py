@@ -78,6 +78,7 @@ def integrals(small: bool) -> Case:
     return Case(
         14,
         f"{count:,} integrals, {2 * peaks} parameters each, 1e-8",
+        TOLERANCE,
         args,
         [*programs, _floor(args)],
         lambda: reference(heights, places),

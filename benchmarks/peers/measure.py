@@ -27,7 +27,9 @@ def measured(entry: Entry, small: bool, budget: float, scratch: Path, workers: W
             rows[key] = _row(key, runner, times[key], reference)
         memory = [Memory(*who, _by_steps(make, case.args)) for who, make in case.memory.items()]
     jax.clear_caches()
-    return Result(case.number, case.title, list(rows.values()), reference.uncertainty, case.remarks, memory)
+    return Result(
+        case.number, case.title, list(rows.values()), reference.uncertainty, case.tolerance, case.remarks, memory
+    )
 
 
 def _prepared(

@@ -33,6 +33,7 @@ def long_solve(small: bool) -> Case:
     return Case(
         8,
         f"{steps:,} steps of Tsit5, n = {size}, p = {size**2:,}",
+        0.0,
         args,
         [*programs, ode.explicit_floor(problem, args)],
         lambda: ode.tight(problem.changed(solver=dfx.Dopri8()), args, TIGHT),

@@ -49,6 +49,7 @@ def mlp(small: bool) -> Case:
     return Case(
         3,
         f"MLP field {width}-{hidden}-{width}, batch {batch}, {steps} steps",
+        TOLERANCE,
         args,
         [
             *ode.ours(problem, *names),
@@ -114,6 +115,7 @@ def main_job(small: bool) -> Case:
     return Case(
         4,
         "the main job's update: digits, batch 128, AdamW",
+        TOLERANCE,
         args,
         [*programs, _floor(problem, optimizer, args)],
         reference,

@@ -35,6 +35,7 @@ def _case(number: int, title: str, solver: dfx.AbstractSolver, tolerance: float,
     return Case(
         number,
         title,
+        tolerance,
         args,
         [*ode.ours(problem, *names), *theirs, ode.explicit_floor(problem, args)],
         lambda: reference(problem.end),

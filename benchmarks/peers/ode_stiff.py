@@ -90,6 +90,7 @@ def robertson(small: bool) -> Case:
     return Case(
         5,
         "Robertson to 1e5, Kvaerno5, 1e-8",
+        tolerance,
         args,
         _Stiff(problem, args).programs(small),
         lambda: _robertson_reference(end),
@@ -163,6 +164,7 @@ def brusselator(small: bool) -> Case:
     return Case(
         6,
         f"Brusselator, {cells} cells, n = p = {2 * cells}, Kvaerno5, 1e-6",
+        tolerance,
         args,
         _Stiff(problem, args, forward=False).programs(small),
         lambda: ode.tight(with_newton(problem.changed(tolerance=1e-10), args), args, 1e-10),
@@ -207,6 +209,7 @@ def many_parameters(small: bool) -> Case:
     return Case(
         7,
         f"n = 2, p = {size:,}, stiff, Kvaerno5, 1e-8",
+        tolerance,
         args,
         stiff.programs(small),
         lambda: ode.tight(with_newton(problem.changed(tolerance=1e-11), args), args, 1e-11),

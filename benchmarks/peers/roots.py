@@ -82,6 +82,7 @@ def many_roots(small: bool) -> Case:
     return Case(
         9,
         f"{count:,} roots of size {n}, vmapped, 1e-8",
+        TOLERANCE,
         args,
         [*programs, _small_floor(*args)],
         lambda: reference,
@@ -135,6 +136,7 @@ def large_root(small: bool) -> Case:
     return Case(
         10,
         f"one root, n = {n}, dense Jacobian, 1e-8",
+        TOLERANCE,
         args,
         [*programs, _large_floor(*args)],
         lambda: reference,

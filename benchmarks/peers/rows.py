@@ -11,7 +11,7 @@ from benchmarks.peers.timing import Times
 
 COLUMNS = (
     *("case", "title", "role", "library", "name", "median_ms", "low_ms", "high_ms", "turns", "error"),
-    *("uncertainty", "compile_s", "memory_bytes", "remark"),
+    *("uncertainty", "tolerance", "compile_s", "memory_bytes", "remark"),
 )
 
 
@@ -40,12 +40,13 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """All of a case. `uncertainty`: of the reference, relative."""
+    """All of a case. `uncertainty`: of the reference, relative; `tolerance`: that all were asked for."""
 
     number: int
     title: str
     rows: list[Row]
     uncertainty: float
+    tolerance: float = 0.0
     remarks: Sequence[str] = ()
     memory: Sequence[Memory] = ()
 
@@ -67,7 +68,7 @@ def _cells(result: Result, row: Row) -> list[Any]:
     compile_s = "" if row.compile_s is None else f"{row.compile_s:.4g}"
     memory = "" if row.memory_bytes is None else row.memory_bytes
     who = [result.number, result.title, row.role, row.library, row.name]
-    return [*who, *times, error, f"{result.uncertainty:.3g}", compile_s, memory, row.remark]
+    return [*who, *times, error, f"{result.uncertainty:.3g}", result.tolerance, compile_s, memory, row.remark]
 
 
 def read(path: Path) -> list[Result]:
@@ -76,7 +77,9 @@ def read(path: Path) -> list[Result]:
     with path.open(newline="") as file:
         for line in csv.DictReader(file):
             number = int(line["case"])
-            result = found.setdefault(number, Result(number, line["title"], [], float(line["uncertainty"])))
+            result = found.setdefault(
+                number, Result(number, line["title"], [], float(line["uncertainty"]), float(line["tolerance"]))
+            )
             result.rows.append(_row(line))
     return list(found.values())
 

@@ -18,8 +18,9 @@ DETAILS = "| library | gradient | ms | quartiles | turns | error | compile s | m
 EXPLAINED = """\
 Medians of turns that go round, quartiles beside them; `error` is that of the gradient, relative to its norm, against the
 reference (its own uncertainty stands under each case). Ours are strategies as they are when nothing is said. Against each peer
-stands the fastest of ours with an equal or smaller error; a star marks a peer that none of ours is as accurate as. Compiled
-without any cache. Memory is XLA's temporary memory. The floor is a program written by hand that does only what cannot be avoided.
+stands the fastest of ours with an equal or smaller error; a star marks a peer that none of ours is as accurate as, a plus one
+where both errors are below the tolerance asked for. Compiled without any cache. Memory is XLA's temporary memory. The floor is
+a program written by hand that does only what cannot be avoided.
 """
 
 
@@ -60,7 +61,8 @@ def _summary_line(verdict: Verdict) -> str:
 def _factor(against: Against | None) -> str:
     if against is None:
         return "no peer"
-    return f"{against.faster:.2f}" + ("" if against.as_accurate else "*")
+    mark = "" if against.as_accurate else "+" if against.both_within else "*"
+    return f"{against.faster:.2f}{mark}"
 
 
 def missed(verdicts: Sequence[Verdict]) -> str:

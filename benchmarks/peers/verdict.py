@@ -1,7 +1,8 @@
 """How a case came out: ours against each peer at an equal or smaller error, and against the goals.
 
 Against a peer stands the fastest of ours whose error is not larger than the peer's. Where none of ours is so accurate it is the
-most accurate one, and the verdict says so. A gradient that is off by more than WRONG is not a peer's answer.
+most accurate one, and the verdict says so, and whether both errors are below the tolerance that was asked for. A gradient that
+is off by more than WRONG is not a peer's answer.
 """
 
 import dataclasses
@@ -18,12 +19,14 @@ COMPILE, FLOOR, FLAT = 0.5, 1.3, 1.1
 
 @dataclasses.dataclass(frozen=True)
 class Against:
-    """One of ours and a peer: how many times faster, and whether at an equal or smaller error."""
+    """One of ours and a peer: how many times faster, whether at an equal or smaller error, and whether both errors are below
+    the tolerance that was asked for."""
 
     ours: Row
     peer: Row
     faster: float
     as_accurate: bool
+    both_within: bool
 
     @property
     def compile(self) -> float | None:
@@ -52,10 +55,9 @@ class Verdict:
                 continue
             peer = f"{against.peer.library} {against.peer.name}"
             if not against.as_accurate:
-                found.append(
-                    f"less accurate than {peer} ({against.ours.error:.1e} against {against.peer.error:.1e}), "
-                    f"{against.faster:.2f} times as fast"
-                )
+                within = ", both below the tolerance" if against.both_within else ""
+                errors = f"{against.ours.error:.1e} against {against.peer.error:.1e}{within}"
+                found.append(f"less accurate than {peer} ({errors}), {against.faster:.2f} times as fast")
             elif against.faster <= 1:
                 found.append(f"slower than {name}'s {peer}: {against.faster:.2f} times as fast")
         if self.jax is not None and self.jax.compile is not None and self.jax.compile > COMPILE:
@@ -82,14 +84,15 @@ def _hardest(result: Result, ours: Sequence[Row], role: str) -> Against | None:
     peers = [row for row in result.rows if row.role == role and _answered(row)]
     if not peers or not ours:
         return None
-    return min((_against(ours, peer, result.uncertainty) for peer in peers), key=lambda a: a.faster)
+    return min((_against(ours, peer, result) for peer in peers), key=lambda a: a.faster)
 
 
-def _against(ours: Sequence[Row], peer: Row, uncertainty: float) -> Against:
-    most = max(EQUAL * _error(peer), uncertainty)
+def _against(ours: Sequence[Row], peer: Row, result: Result) -> Against:
+    most = max(EQUAL * _error(peer), result.uncertainty)
     able = [row for row in ours if _error(row) <= most]
     mine = min(able, key=_median) if able else min(ours, key=_error)
-    return Against(mine, peer, _median(peer) / _median(mine), bool(able))
+    within = max(_error(mine), _error(peer)) <= result.tolerance
+    return Against(mine, peer, _median(peer) / _median(mine), bool(able), within)
 
 
 def _answered(row: Row) -> bool:
@@ -128,8 +131,10 @@ def goals(verdicts: Sequence[Verdict]) -> list[str]:
     floors = [v.over_floor for v in verdicts if v.over_floor is not None]
     rivals = [a for v in verdicts for a in (v.jax, v.torch, v.native) if a is not None]
     won = [a for a in rivals if a.as_accurate and a.faster > 1]
+    also = [a for a in rivals if not a.as_accurate and a.both_within and a.faster > 1]
     lines = [
-        f"faster than the hardest peer of each kind at an equal or smaller error: {len(won)} of {len(rivals)}",
+        f"faster than the hardest peer of each kind at an equal or smaller error: {len(won)} of {len(rivals)}; {len(also)} more "
+        "at a larger error, both below the tolerance asked for",
         _mean("JAX", over_jax, OVER_JAX),
         _mean("torch", over_torch, OVER_TORCH),
         f"compile time at most {COMPILE} of that JAX peer's: {sum(c <= COMPILE for c in compiles)} of {len(compiles)} cases",
