@@ -56,11 +56,20 @@ class Integral(AbstractEquation):
     """The integral of integrand(x, args) over x from `lower` to `upper`; the limits are differentiated like `args`.
 
     x is a scalar; the integrand returns a pytree of any shapes. Limits may be infinite (then not differentiated).
+
+    `breaks(args)` returns the places where the integrand jumps: an array of shape (k,), in any order, of which those
+    strictly between the limits count (NaN and infinity never do). It is differentiated: a place b that moves adds
+    (g(b-) - g(b+)) db to the derivative, whatever the strategy, which no integral of dg/dargs contains. So a jump that
+    moves and is not marked makes the gradient wrong, and its value right; so does one at rest when a limit moves, for
+    strategies whose nodes move with the limits. A break where nothing jumps costs time only.
+    The integrand is never evaluated at a break, so `x > b` and `x >= b` are the same. It has to compute b as `breaks`
+    does, to a few roundings of b or of the distance to its neighbors.
     """
 
     integrand: Callable[[Any, PyTree], PyTree]
     lower: Any
     upper: Any
+    breaks: Any = None  # a function of args, or None
     kind: ClassVar[str] = "integral"
 
 

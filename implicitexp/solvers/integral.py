@@ -16,6 +16,7 @@ from implicitexp.adjoints.quadrature.unrolled import UnrolledAdjoint
 from implicitexp.equations import Integral, Stats
 
 from .base import AbstractSolver, Loop, NotConverged, Tolerance, dtype_of, resolve_tolerance, stats
+from .pieces import ends, inside
 
 # Of eps. Quadax's error estimate has a floor of 50 eps times the integral of |f|, and ends with the status "round-off"
 # below twice that floor, however good the value is.
@@ -50,7 +51,31 @@ class AbstractQuadrature(AbstractSolver):
         """The rule; a checkpointed loop is unrolled, a plain one keeps its mesh when it is differentiated."""
         own = UnrolledAdjoint() if loop.kind == "checkpointed" else quadax.DirectAdjoint()
         adjoint = own if loop.adjoint is None else loop.adjoint
-        return self.integrate(equation.integrand, equation.lower, equation.upper, args, adjoint=adjoint)
+        if equation.breaks is None:
+            return self.integrate(equation.integrand, equation.lower, equation.upper, args, adjoint=adjoint)
+
+        def integrand(x, held):
+            return held[0].integrand(x, held[1])
+
+        return self.over_pieces(integrand, ends(equation, args), (equation, args), adjoint=adjoint)
+
+    def over_pieces(
+        self, integrand: Callable[[Any, PyTree], PyTree], ends: Array, held: PyTree, **options: Any
+    ) -> tuple[PyTree, Stats]:
+        """The sum of the integrals of integrand(x, held) from each of `ends` to the next, each with the tolerances of a
+        whole one. The integrand is evaluated strictly inside of each; it closes over nothing that is traced."""
+        arrays, static = eqx.partition(held, eqx.is_array)
+
+        def within(x, operands):
+            arrays, lower, upper = operands
+            return integrand(inside(x, lower, upper), eqx.combine(arrays, static))
+
+        def one(lower, upper):
+            return self.integrate(within, lower, upper, (arrays, lower, upper), **options)
+
+        values, found = jax.vmap(one)(ends[:-1], ends[1:])
+        value = jax.tree.map(lambda v: jnp.sum(v, 0), values)
+        return value, stats(jnp.all(found.converged), jnp.sum(found.steps), value)
 
 
 class AbstractControlled(AbstractQuadrature):

@@ -1,5 +1,6 @@
 """`adjoint`: the adjoint equation of the problem, solved with a tolerance of its own."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -16,6 +17,7 @@ from implicitexp.adjoints.implicit.iterated import AdjointIteration, Preconditio
 from implicitexp.equations import Stats
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import stats
+from implicitexp.solvers.pieces import ends, inside
 
 from .base import AbstractCell, AbstractStrategy, Backward, Split, check_solver, normalized, scaled
 from .forward import Directions, SensitivityCell
@@ -137,7 +139,8 @@ class ContinuousCell(AbstractCell):
 
 
 class LeibnizCell(AbstractCell):
-    """I' = g(u) u' - g(l) l' + the integral of dg, with the rule of the solver and its own error control."""
+    """I' = g(u) u' - g(l) l' + the integral of dg, with the rule of the solver and its own error control; between
+    breaks piece by piece, so that a jump's term is that of the ends on its two sides."""
 
     tolerances: Tolerances
 
@@ -176,16 +179,13 @@ class LeibnizCell(AbstractCell):
 
     def _integrate(self, call: Any, inner: Any, operands: PyTree) -> tuple[PyTree, Stats]:
         """The derivative's integral. Quadax takes arguments that are arrays, so the rest is bound here."""
+        equation, own = call.equation, self.tolerances
+        options = {"adjoint": quadax.DirectAdjoint(), "rtol": own.rtol, "atol": own.atol, "max_steps": own.max_steps}
+        if equation.breaks is not None:
+            return call.solver.over_pieces(inner, ends(equation, call.args), operands, **options)
         arrays, static = eqx.partition(operands, eqx.is_array)
         return call.solver.integrate(
-            lambda x, arrays: inner(x, eqx.combine(arrays, static)),
-            call.equation.lower,
-            call.equation.upper,
-            arrays,
-            adjoint=quadax.DirectAdjoint(),
-            rtol=self.tolerances.rtol,
-            atol=self.tolerances.atol,
-            max_steps=self.tolerances.max_steps,
+            lambda x, arrays: inner(x, eqx.combine(arrays, static)), equation.lower, equation.upper, arrays, **options
         )
 
 
@@ -196,17 +196,33 @@ def integrand(split: Split, theta: list[Array], x: Array) -> PyTree:
 
 
 def edges(split: Split, theta: list[Array]) -> PyTree:
-    """g(u) u - g(l) l with g held constant: its derivative is the boundary term. An infinite limit does not move."""
-    call = split.call()
-    moved = split.call(theta).equation
+    """g(u) u - g(l) l for each piece between breaks, with g held constant: its derivative is the boundary term. An
+    infinite limit does not move."""
+    call, moved = split.call(), split.call(theta)
+    equation, moving = call.equation, moved.equation
 
-    def one(limit, other, moving):
-        finite = jnp.isfinite(limit)
-        inside = jnp.where(finite, limit, jnp.where(jnp.isfinite(other), other, 0))
-        slope = call.equation.integrand(inside, call.args)
-        shift = jnp.where(finite, moving, 0)
-        return jax.tree.map(lambda g: jnp.where(finite, g, 0) * shift.astype(g.dtype), slope)
+    def value(x):
+        return equation.integrand(x, call.args)
 
-    lower, upper = call.equation.lower, call.equation.upper
-    upper, lower = one(upper, lower, moved.upper), one(lower, upper, moved.lower)
-    return jax.tree.map(jnp.subtract, upper, lower)
+    if equation.breaks is None:  # a limit at rest, where g may be infinite, has no tangent: not one that is zero
+        above = _edge(value, equation.upper, equation.lower, moving.upper)
+        return jax.tree.map(jnp.subtract, above, _edge(value, equation.lower, equation.upper, moving.lower))
+
+    def piece(lower, upper, moving_lower, moving_upper):
+        def within(x):
+            return value(inside(x, lower, upper))
+
+        above = _edge(within, upper, lower, moving_upper)
+        return jax.tree.map(jnp.subtract, above, _edge(within, lower, upper, moving_lower))
+
+    at, moving_ends = ends(equation, call.args), ends(moving, moved.args)
+    pieces = jax.vmap(piece)(at[:-1], at[1:], moving_ends[:-1], moving_ends[1:])
+    return jax.tree.map(lambda x: jnp.sum(x, 0), pieces)
+
+
+def _edge(value: Callable[[Array], PyTree], limit: Array, other: Array, moving: Array) -> PyTree:
+    """g(limit) times `moving`, zero where the limit is infinite."""
+    finite = jnp.isfinite(limit)
+    inner = jnp.where(finite, limit, jnp.where(jnp.isfinite(other), other, 0))
+    shift = jnp.where(finite, moving, 0)
+    return jax.tree.map(lambda g: jnp.where(finite, g, 0) * shift.astype(g.dtype), value(inner))

@@ -95,11 +95,13 @@ class _Inspector:
             program = jax.make_jaxpr(getattr(equation, function))(*_example(equation, args)).jaxpr
         _refuse_leaves(args, "args", where)
         for name in equation.__dataclass_fields__:
-            label = f"something that {name} holds or closes over, " if name == function else name
+            label = f"something that {name} holds or closes over, " if name in (function, "breaks") else name
             _refuse_leaves(getattr(equation, name), label, where)
         value = tracing.shape_of_value(equation, args)
         _refuse_leaves(value, "the value", where)
         _refuse_pinned(program.eqns, f"{function} of {where}")
+        if getattr(equation, "breaks", None) is not None:
+            _refuse_pinned(jax.make_jaxpr(equation.breaks)(args).jaxpr.eqns, f"breaks of {where}")
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), value)
         return Solution(zeros, {"converged": jnp.array(True), "steps": jnp.array(0, jnp.int32)})
 

@@ -1,5 +1,7 @@
 """An integral on the host: `scipy.integrate.quad_vec` of the value, and of its derivative with the boundary terms."""
 
+import itertools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -19,10 +21,14 @@ from implicitexp.truth.host_call import host_call
 
 ROUGHLY = 0.1  # relative tolerance of an integral that is needed to its magnitude
 INTERVALS = 2000  # of quad_vec
+OFF_A_BREAK = 8 * float(
+    np.finfo(float).eps
+)  # of its size or of its distance to the next: where one side's value is taken
 
 
 class LeibnizOnHost(AbstractCell):
-    """quad_vec of the integrand and of its derivative; boundary terms by evaluating the integrand there."""
+    """quad_vec of the integrand and of its derivative, from each break to the next; boundary terms by evaluating the
+    integrand there, at a break on both sides."""
 
     def linearize(self, split: Split):
         arrays, static = eqx.partition(split, eqx.is_array)
@@ -50,9 +56,14 @@ class _Leibniz:
             call = eqx.combine(arrays, static).call(theta)
             return ravel_pytree(call.equation.integrand(x, call.args))[0]
 
-        def ends(arrays, theta):
-            equation = eqx.combine(arrays, static).call(theta).equation
-            return jnp.stack([equation.lower, equation.upper])
+        def places(arrays, theta):
+            call = eqx.combine(arrays, static).call(theta)
+            equation = call.equation
+            limits = jnp.stack([equation.lower, equation.upper])
+            if equation.breaks is None:
+                return limits
+            (breaks,) = jax.tree.leaves(equation.breaks(call.args))
+            return jnp.concatenate([limits, breaks.astype(limits.dtype)])
 
         def at(arrays):
             return eqx.combine(arrays, static).theta
@@ -63,10 +74,10 @@ class _Leibniz:
         self.backward = compiled(
             lambda arrays, x, c: ravel_pytree(jax.vjp(lambda th: g(arrays, th, x), at(arrays))[1](c)[0])[0]
         )
-        self.limits = compiled(lambda arrays: ends(arrays, at(arrays)))
-        self.shift_forward = compiled(lambda arrays, t: jax.jvp(lambda th: ends(arrays, th), (at(arrays),), (t,))[1])
+        self.places = compiled(lambda arrays: places(arrays, at(arrays)))
+        self.shift_forward = compiled(lambda arrays, t: jax.jvp(lambda th: places(arrays, th), (at(arrays),), (t,))[1])
         self.shift_backward = compiled(
-            lambda arrays, c: ravel_pytree(jax.vjp(lambda th: ends(arrays, th), at(arrays))[1](c)[0])[0]
+            lambda arrays, c: ravel_pytree(jax.vjp(lambda th: places(arrays, th), at(arrays))[1](c)[0])[0]
         )
 
     def value(self, arrays: Any) -> PyTree:
@@ -75,11 +86,12 @@ class _Leibniz:
 
     def push(self, arrays: Any, tangents: list[Array]) -> PyTree:
         if not tangents:
-            return self._unravel(arrays)(jnp.zeros_like(self.integrand(arrays, self.limits(arrays)[0])))
+            return self._unravel(arrays)(jnp.zeros_like(self.integrand(arrays, self.places(arrays)[0])))
         total = self._quad(arrays, lambda x: self.forward(arrays, x, tangents))
-        for sign, end, moved in zip((-1, 1), self.limits(arrays), self.shift_forward(arrays, tangents), strict=True):
-            if np.isfinite(end) and moved != 0:
-                total = total + sign * float(moved) * np.asarray(self.integrand(arrays, end))
+        moved = np.asarray(self.shift_forward(arrays, tangents))
+        for sign, place, x in self._boundary(arrays):
+            if moved[place] != 0:
+                total = total + sign * moved[place] * np.asarray(self.integrand(arrays, x))
         return self._unravel(arrays)(jnp.asarray(total))
 
     def pull(self, arrays: Any, cotangent: PyTree) -> list[Array]:
@@ -90,10 +102,10 @@ class _Leibniz:
         size = np.linalg.norm(c) or 1.0
         c = c / size
         total = self._quad(arrays, lambda x: self.backward(arrays, x, c))
-        for sign, index, end in zip((-1, 1), (0, 1), self.limits(arrays), strict=True):
-            one = np.asarray(self.shift_backward(arrays, np.eye(2)[index]))
-            if np.isfinite(end) and np.any(one != 0):
-                total = total + sign * one * float(np.asarray(self.integrand(arrays, end)) @ c)
+        for sign, place, x in self._boundary(arrays):
+            one = np.asarray(self.shift_backward(arrays, np.eye(self.places(arrays).size)[place]))
+            if np.any(one != 0):
+                total = total + sign * one * float(np.asarray(self.integrand(arrays, x)) @ c)
         self._note(arrays, lambda x: np.abs(self.backward(arrays, x, c)), total)
         return ravel_pytree(theta)[1](jnp.asarray(total * size))
 
@@ -105,6 +117,27 @@ class _Leibniz:
             spread = np.linalg.norm(self._quad(arrays, magnitude, ROUGHLY))
             notes.condition = max(notes.condition, float(spread / size))
 
+    def _ends(self, arrays: Any) -> list[tuple[int, float]]:
+        """(index into the places, where it is): the limits, and in order the breaks between them."""
+        lower, upper, *breaks = (float(x) for x in self.places(arrays))
+        way = -1.0 if upper < lower else 1.0
+        between = [(i, x) for i, x in enumerate(breaks, 2) if way * lower < way * x < way * upper]
+        return [(0, lower), *sorted(between, key=lambda place: way * place[1]), (1, upper)]
+
+    def _boundary(self, arrays: Any) -> list[tuple[int, int, float]]:
+        """(sign, index into the places, where the integrand's limit from inside is taken), of both ends of each piece."""
+        ends = self._ends(arrays)
+        marked = len(self.places(arrays)) > 2
+        found = []
+        for (first, lower), (last, upper) in itertools.pairwise(ends):
+            width = upper - lower
+            for sign, place, end, inwards in ((-1, first, lower, 1.0), (1, last, upper, -1.0)):
+                scale = max(abs(end), abs(width) if math.isfinite(width) else 1.0)
+                shift = inwards * math.copysign(min(OFF_A_BREAK * scale, abs(width) / 4), width) if marked else 0.0
+                if math.isfinite(end):
+                    found.append((sign, place, end + shift))
+        return found
+
     def _unravel(self, arrays: Any) -> Callable:
         call = eqx.combine(arrays, self.static).call()
         example = jax.eval_shape(call.equation.integrand, call.equation.lower, call.args)
@@ -112,15 +145,13 @@ class _Leibniz:
 
     def _quad(self, arrays: Any, fn: Callable, tolerance: float | None = None) -> np.ndarray:
         limits = eqx.combine(arrays, self.static).call().solver.limits
-        lower, upper = (float(x) for x in self.limits(arrays))
 
         def counted(x):
             limits.check()
             return np.asarray(fn(x))
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a round-off warning: the comparison of two computations says how much
-            total, _ = scipy.integrate.quad_vec(
+        def piece(lower, upper):
+            return scipy.integrate.quad_vec(
                 counted,
                 lower,
                 upper,
@@ -128,8 +159,12 @@ class _Leibniz:
                 epsrel=limits.tolerance if tolerance is None else tolerance,
                 norm="max",
                 limit=INTERVALS,
-            )
-        return total
+            )[0]
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a round-off warning: the comparison of two computations says how much
+            pieces = [piece(a, b) for (_, a), (_, b) in itertools.pairwise(self._ends(arrays))]
+        return np.sum(pieces, axis=0)
 
 
 class HostIntegral(AbstractHost):
