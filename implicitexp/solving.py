@@ -227,7 +227,8 @@ def canonical(equation: AbstractEquation, args: PyTree) -> tuple[AbstractEquatio
     limits = _floating((equation.lower, equation.upper), "limits")
     dtype = jnp.result_type(*limits)
     lower, upper = (jnp.asarray(x, dtype) for x in limits)
-    return Integral(_converted(equation.integrand, "integrand", None, lower, args), lower, upper), args
+    breaks = None if equation.breaks is None else _places(equation.breaks, args)
+    return Integral(_converted(equation.integrand, "integrand", None, lower, args), lower, upper, breaks), args
 
 
 def _floating(tree: PyTree, name: str) -> PyTree:
@@ -241,6 +242,17 @@ def _floating(tree: PyTree, name: str) -> PyTree:
         return jax.tree.map(one, tree)
     except TypeError as error:
         raise Unsupported(f"{name} must be a pytree of numbers or arrays: {error}") from error
+
+
+def _places(breaks: Callable, args: PyTree) -> Callable:
+    """An integral's breaks, checked to be an array of one axis."""
+    if not callable(breaks):
+        raise Unsupported(f"breaks must be a function of args that returns an array of places, not {breaks!r}.")
+    converted = _converted(breaks, "breaks", None, args)
+    shapes = [x.shape for x in jax.tree.leaves(converted.out_struct)]
+    if [len(shape) for shape in shapes] != [1]:
+        raise Unsupported(f"breaks must return one array of one axis, the places; its shape is {shapes}.")
+    return converted
 
 
 def _time_dtype(equation: ODE, y0: PyTree) -> Any:

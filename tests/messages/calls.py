@@ -100,6 +100,13 @@ CALLS = {
     "{} must return floating point arrays, not {}.": [
         (solved(Root(lambda y, a: jnp.int32(3), 1.0)), ["fn", "floating point"]),
     ],
+    "breaks must be a function of args that returns an array of places, not {}.": [
+        (solved(Integral(lambda x, a: x, 0.0, 1.0, [0.3])), ["[0.3]"]),
+    ],
+    "breaks must return one array of one axis, the places; its shape is {}.": [
+        (solved(Integral(lambda x, a: x, 0.0, 1.0, lambda a: jnp.asarray(a))), ["()"]),
+        (solved(Integral(lambda x, a: x, 0.0, 1.0, lambda a: [jnp.ones(1), jnp.ones(2)])), ["(1,), (2,)"]),
+    ],
     "{} must be a pytree of numbers or arrays: {}": [
         (solved(Root(lambda y, a: y, "one")), ["y0", "one"]),
     ],
