@@ -119,7 +119,7 @@ NAMES = """
 import sys
 from implicitexp import adjoints
 found = [type(getattr(adjoints, name)).__name__ for name in adjoints.__all__]
-assert len(found) == 19, found
+assert len(found) == 21, found
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & {"hydra", "omegaconf", "mlflow", "matplotlib"}, loaded
 ours = {name for name in sys.modules if name.startswith("implicitexp.")}

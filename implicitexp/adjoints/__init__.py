@@ -1,10 +1,11 @@
-"""Adjoints and linear solvers that Diffrax, Optimistix and Lineax take in place of their own:
+"""Adjoints and linear solvers that Diffrax, Optimistix, Quadax and Lineax take in place of their own:
 
     diffrax.diffeqsolve(..., adjoint=implicitexp.adjoints.Replay())
     optimistix.fixed_point(..., adjoint=implicitexp.adjoints.Iterated())
+    quadax.quadgk(..., adjoint=implicitexp.adjoints.FrozenMesh())
     optimistix.ImplicitAdjoint(linear_solver=implicitexp.adjoints.SmallDense())
 
-Names are imported when they are first used: each needs one of the three libraries, and not the others.
+Names are imported when they are first used: each needs one of the four libraries, and not the others.
 """
 
 import importlib
@@ -22,6 +23,8 @@ _HOMES = {
     "linear.small_dense": ("SmallDense",),
     "linear.solvers": ("NeumannSeries", "Preconditioned", "Recorded", "jacobi"),
     "linear.auto": ("Auto",),
+    "quadrature.frozen_mesh": ("FrozenMesh",),
+    "quadrature.leibniz": ("Leibniz",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from .linear.solvers import Preconditioned as Preconditioned
     from .linear.solvers import Recorded as Recorded
     from .linear.solvers import jacobi as jacobi
+    from .quadrature.frozen_mesh import FrozenMesh as FrozenMesh
+    from .quadrature.leibniz import Leibniz as Leibniz
 
 
 def __getattr__(name: str) -> Any:
