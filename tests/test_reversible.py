@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 import replay_cases as cases
 
-from implicitexp.adjoints.discrete.reversible import Coupled, Reversible
+from implicitexp.adjoints.discrete.coupled import Coupled, Fixed
+from implicitexp.adjoints.discrete.reversible import Reversible
 from implicitexp.errors import Unsupported
 
 # float64: the states are made again, each step with a rounding that the field may enlarge; about 30 steps.
@@ -30,7 +31,7 @@ class AsSolver(dfx.AbstractSolver):
         return self.coupled.error_order(terms)
 
     def init(self, terms, t0, t1, y0, args):
-        return y0
+        return y0, jnp.ones_like(t0)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         return self.coupled.step(terms, t0, t1, y0, args, solver_state, made_jump)
@@ -40,7 +41,7 @@ class AsSolver(dfx.AbstractSolver):
 
 
 def expected(p, solver, coupling, controller, saveat, **options):
-    whole = AsSolver(Coupled(solver, coupling), solver.interpolation_cls)
+    whole = AsSolver(Coupled(solver, Fixed(coupling)), solver.interpolation_cls)
     return cases.gradient(p, dfx.RecursiveCheckpointAdjoint(), whole, controller, saveat, **options)
 
 

@@ -78,11 +78,12 @@ def chunk_length(count: int, max_steps: int) -> int:
 
 
 class Record(eqx.Module):
-    """Of each accepted step: its two ends, the state it started from, and on demand whether there was a jump before it, its
-    stages, and how its ends move with the times that the solve was given. After the last step comes the end of the solve."""
+    """Of each accepted step, on demand: its two ends, the state it started from, whether there was a jump before it, what the
+    solver left in the second part of its state (its stages, or its coupling), and how its ends move with the times that the
+    solve was given. After the last step comes the end of the solve."""
 
-    ends: Everything
-    states: Everything | Thinned | None
+    ends: Everything | None
+    states: Everything | Thinned
     jumps: Everything | None
     stages: Everything | None
     moves: Everything | None
@@ -95,41 +96,41 @@ class Record(eqx.Module):
 
 class Recording(eqx.Module):
     """How to record: `count` states, or all of them (None); `stages` or not; with `clock`, the motion of the steps' ends.
-    `carries_state`: with each state the solver's own."""
+    `carries_state`: with each state the solver's own; `jumps`: whether there was a jump before the step."""
 
     count: int | None = eqx.field(static=True)
-    stages: bool = eqx.field(static=True)
-    carries_state: bool = eqx.field(static=True)
-    clock: Clock | None
+    clock: Clock | None = None
+    stages: bool = eqx.field(static=True, default=False)
+    carries_state: bool = eqx.field(static=True, default=False)
+    jumps: bool = eqx.field(static=True, default=False)
+    ends: bool = eqx.field(static=True, default=True)
 
     def entry(self, state: Any) -> PyTree:
         """What is kept of the state before a step. An implicit method's first stage is the last of the step before, as its
         root finder left it: to do the step again, that has to be at hand."""
         return (state.y, state.solver_state) if self.carries_state else state.y
 
-    def start(self, state: Any, max_steps: int) -> Record:
-        length = max_steps + 1
+    def start(self, state: Any, max_steps: int | None) -> Record:
+        length = 0 if max_steps is None else max_steps + 1  # without a bound, nothing of that length is kept
         entry = jax.tree.map(jnp.asarray, self.entry(state))
         stages = state.solver_state[1] if self.stages else None
         return Record(
-            ends=Everything.like((state.tprev, state.tprev), length),
+            ends=Everything.like((state.tprev, state.tprev), length) if self.ends else None,
             states=self._states(entry, length),
-            jumps=Everything.like(jnp.asarray(state.made_jump), length) if self.carries_state else None,
+            jumps=Everything.like(jnp.asarray(state.made_jump), length) if self.jumps else None,
             stages=None if stages is None else Everything.like(stages, length),
             moves=None if self.clock is None else Everything.like(self.clock.motion(state), length),
         )
 
-    def _states(self, entry: PyTree, length: int) -> Everything | Thinned | None:
-        if self.count == 0:
-            return None
+    def _states(self, entry: PyTree, length: int) -> Everything | Thinned:
         return Everything.like(entry, length) if self.count is None else Thinned.like(entry, self.count)
 
     def before(self, state: Any, record: Record) -> Record:
         """Write the attempted step; one that is rejected is overwritten by the next."""
         i = state.num_accepted_steps
         return Record(
-            ends=record.ends.written(i, (state.tprev, state.tnext)),
-            states=None if record.states is None else record.states.written(i, self.entry(state)),
+            ends=None if record.ends is None else record.ends.written(i, (state.tprev, state.tnext)),
+            states=record.states.written(i, self.entry(state)),
             jumps=None if record.jumps is None else record.jumps.written(i, state.made_jump),
             stages=record.stages,
             moves=None if record.moves is None else record.moves.written(i, self._motion(state)),
@@ -149,7 +150,7 @@ class Recording(eqx.Module):
         stages = record.stages
         if stages is not None:
             stages = stages.written(i, jax.tree.map(jnp.zeros_like, state.solver_state[1]))
-        ends = record.ends.written(i, (state.tprev, state.tprev))
+        ends = None if record.ends is None else record.ends.written(i, (state.tprev, state.tprev))
         return Record(ends, record.states, record.jumps, stages, moves)
 
     def _motion(self, state: Any) -> PyTree:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from implicitexp.adjoints.diffrax_private import AbstractPlugin, Passed, Solve, is_none
 from implicitexp.adjoints.discrete.clock import Clock
 from implicitexp.adjoints.discrete.cotangents import as_solve, idle
+from implicitexp.adjoints.discrete.events import end_is_located, refuse_unlocated
 from implicitexp.adjoints.discrete.outputs import Model, saved_outputs
 from implicitexp.adjoints.discrete.record import Recording, run, traced_once
 from implicitexp.adjoints.discrete.setup import around, bounded, checked, plain, tied, with_stages
@@ -47,7 +48,8 @@ class Replay(AbstractPlugin):
     Source: A. Sandu 2006, "On the properties of Runge-Kutta discrete adjoints", ICCS, with the step sizes held fixed.
 
     Raises:
-        Unsupported: a stochastic equation, a solver without a tableau, complex states of an implicit method.
+        Unsupported: a stochastic equation, a solver without a tableau, complex states of an implicit method; a derivative of
+            the time at which an event ended the solve, where the event has no root finder or a condition without sign.
         ValueError: `max_steps=None`, where the number of steps to record has no bound; `store` not as above.
     """
 
@@ -65,13 +67,14 @@ class Replay(AbstractPlugin):
         finding the time of an event, is differentiated as it stands."""
         del throw, passed
         scheme = checked(given.solver, given.terms, given.init_state.y, "Replay")
-        plan = _Plan(scheme, self.store)
+        plan = _Plan(scheme, self.store, end_is_located(given))
         return around(given, scheme, lambda solve: _steps(solve, plan=plan))
 
 
 class _Plan(eqx.Module):
     scheme: Scheme = eqx.field(static=True)
     store: Literal["auto", "steps", "stages"] | int = eqx.field(static=True)
+    located: bool = eqx.field(static=True)
 
     def recording(self, clock: Clock | None, solve: Solve) -> Recording:
         """Euler's one stage is not worth keeping; to do an implicit step again takes the solver's own state."""
@@ -81,7 +84,8 @@ class _Plan(eqx.Module):
             size = sum(x.nbytes for x in jax.tree.leaves(solve.init_state.y))
             most = max(AT_LEAST, BYTES // max(size, 1) // 2 * 2)
             count = most if most < (solve.max_steps or 0) else None
-        return Recording(count, stages, self.scheme.implicit and not stages, clock)
+        again = self.scheme.implicit and not stages
+        return Recording(count, clock, stages, carries_state=again, jumps=again)
 
 
 # -- the loop over the steps, and its derivative --------------------------------------------------------------------------
@@ -117,6 +121,8 @@ def _forward(perturbed: Any, solve: Solve, *, plan: _Plan) -> tuple[Any, Any]:
 @_steps.def_bwd
 def _backward(residuals: Any, cotangent: Any, perturbed: Any, solve: Solve, *, plan: _Plan) -> Any:
     del perturbed  # arrays by now; in the residuals they are still known while this is traced
+    if not plan.located:
+        refuse_unlocated(cotangent, "Replay")
     final, record, clock, perturbed = residuals
     solve_ = plain(solve)
     model, theta = Model.split(solve_, perturbed)

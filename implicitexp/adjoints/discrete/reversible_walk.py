@@ -12,8 +12,9 @@ from jaxtyping import Array, PyTree
 
 from implicitexp.adjoints.diffrax_private import Solve, clip_to_end
 from implicitexp.adjoints.discrete.clock import floor
-from implicitexp.adjoints.discrete.outputs import Collected, Model, Output, Totals, materialized
-from implicitexp.adjoints.discrete.record import Everything
+from implicitexp.adjoints.discrete.coupled import like, unmixed
+from implicitexp.adjoints.discrete.outputs import Collected, Model, Output, Step, Totals, materialized
+from implicitexp.adjoints.discrete.record import Record, Thinned
 from implicitexp.adjoints.discrete.step import take
 from implicitexp.adjoints.discrete.tableau import Scheme
 from implicitexp.adjoints.discrete.trees import add
@@ -51,14 +52,13 @@ class RegularEnds(eqx.Module):
 
 
 class ReversibleWalk(eqx.Module):
-    """The walk over one solve, as `Walk` of `Replay`; `ends` and `moves` are those of the steps."""
+    """The walk over one solve, as `Walk` of `Replay`."""
 
     solve: Solve
     scheme: Scheme = eqx.field(static=True)
     model: Model
     theta: PyTree
-    ends: Everything | RegularEnds
-    moves: Everything | None
+    record: Record
     final: Any
     cotangent: Any
     saved: list[Output]
@@ -68,49 +68,62 @@ class ReversibleWalk(eqx.Module):
         return self.final.num_accepted_steps
 
     def __call__(self) -> tuple[PyTree, PyTree, Totals, Array]:
-        """-> cotangents of y0 and z0, totals, whether the walk came back to where the solve had started."""
+        """-> cotangents of y0 and z0, totals, whether the walk came back to every state that had been kept."""
         last = eqxi.unvmap_max(self.count) - 1
-        zero = jax.tree.map(jnp.zeros_like, self.final.y)
-        total = started(self.theta, self.saved, self._read(self.count - 1)[1], self.count, self.moves)
-        states = (self.final.y, self.final.solver_state)
+        zero, moves = jax.tree.map(jnp.zeros_like, self.final.y), self.record.moves
+        total = started(self.theta, self.saved, self._read(self.count - 1)[1], self.count, moves)
+        states = (self.final.y, self.final.solver_state[0])
 
         def back(carry):
-            i, states, cotangents, total = carry
-            return i - 1, *self._back(i, states, cotangents, total)
+            i, states, cotangents, total, off = carry
+            states, cotangents, total, here = self._back(i, states, cotangents, total)
+            return i - 1, states, cotangents, total, jnp.maximum(off, here)
 
-        carry = (last, states, (zero, zero), total)
-        _, states, (y, z), total = jax.lax.while_loop(lambda carry: carry[0] >= 0, back, carry)
+        carry = (last, states, (zero, zero), total, jnp.zeros((), _real_dtype(zero)))
+        _, _, (y, z), total, off = jax.lax.while_loop(lambda carry: carry[0] >= 0, back, carry)
         none = self.count == 0
         y, z = jax.tree.map(lambda x, c: x + jnp.where(none, c, 0), (y, z), self._of_end())
-        if total.clock is not None and self.moves is not None and self.cotangent.tprev is not None:
-            clock = total.clock + jnp.where(none, self.cotangent.tprev, 0) * self.moves.values[0][0]
+        if total.clock is not None and moves is not None and self.cotangent.tprev is not None:
+            clock = total.clock + jnp.where(none, self.cotangent.tprev, 0) * moves.values[0][0]
             total = Totals(total.theta, clock, total.ts, total.left)
-        return y, z, total, self._came_back(states)
+        return y, z, total, off <= jnp.finfo(off.dtype).eps ** 0.5
 
-    def _came_back(self, states: Any) -> Array:
-        """Up to the square root of the rounding, relative to the largest number at either end."""
-        start = self.solve.init_state
-        was, end = (start.y, start.solver_state), (self.final.y, self.final.solver_state)
-        flat = [ravel_pytree(x)[0] for x in (states, was, end)]
-        if not flat[0].size:
-            return jnp.array(True)
-        size = jnp.maximum(jnp.max(jnp.abs(flat[1])), jnp.max(jnp.abs(flat[2])))
-        return jnp.max(jnp.abs(flat[0] - flat[1])) <= jnp.finfo(flat[0].dtype).eps ** 0.5 * size
+    def _taken_up(self, i: Array, states: Any) -> tuple[Any, Array]:
+        """The kept states before step i, if there are any, else these; how far these are off from them, relative to the largest
+        number there or at either end of the solve."""
+        kept_states, there = self.record.states, (i >= 0) & (i < self.count)
+        assert isinstance(kept_states, Thinned)
+        y, (z, _) = kept_states.read(jnp.maximum(i, 0))
+        kept = there & kept_states.kept(i)
+        ends = (self.final.y, self.solve.init_state.y)
+        size = jnp.max(jnp.stack([_largest(x) for x in (*ends, y)]))
+        off = _largest(jax.tree.map(jnp.subtract, states, (y, z))) / jnp.where(size > 0, size, 1)
+        states = jax.tree.map(lambda new, old: jnp.where(kept, new, old), (y, z), states)
+        off = jnp.where(jnp.isnan(off), jnp.inf, off)
+        return states, jax.lax.stop_gradient(jnp.where(kept & ~self._single, off, 0))
+
+    @property
+    def _single(self) -> Array:
+        """Whether every state was kept: then nothing depends on how far one is off."""
+        assert isinstance(self.record.states, Thinned)
+        return self.record.states.stride == 1
 
     def _of_end(self) -> tuple[PyTree, PyTree]:
         c = self.cotangent
-        return materialized((c.y, c.solver_state), (self.final.y, self.final.solver_state))
+        return materialized((c.y, c.solver_state[0]), (self.final.y, self.final.solver_state[0]))
 
     def _read(self, i: Array) -> tuple[Array, Array]:
         """The ends of step i; of no length after the last one, where only lanes with more steps have any."""
-        t0, t1 = self.ends.read(i)
+        ends = RegularEnds.of(self.solve) if self.record.ends is None else self.record.ends
+        t0, t1 = ends.read(i)
         there, end = i < self.count, self.final.tprev
         return jnp.where(there, t0, end), jnp.where(there, t1, end)
 
     def _back(self, i: Array, states: Any, cotangents: Any, total: Totals) -> Any:
         """From the states after step i and their cotangents to those before it."""
-        c, (y1, z1) = self._coupling, states
-        step = step_of(i, self._read, self.moves)
+        y1, z1 = states
+        step = step_of(i, self._read, self.record.moves)
+        c = self._coupling(i, step)
         outs = Collected(self.model, self.theta, self.count, self.cotangent, self.saved)
         last, there = i == self.count - 1, i < self.count
         of_y, of_z = jax.tree.map(lambda x, end: x + jnp.where(last, end, 0), cotangents, self._of_end())
@@ -119,7 +132,8 @@ class ReversibleWalk(eqx.Module):
         z0 = jax.tree.map(lambda z, v, y: z + (v - y), z1, second.y1, y1)
         count = len(self.scheme) if outs.interpolates else self.scheme.needed()
         first = take(self.scheme, self.model, self.theta, step.t0, step.t1, z0, None, count)
-        y0 = jax.tree.map(lambda y, z, w: (y - (1 - c) * z - (w - z)) / c, y1, z0, first.y1)
+        y0 = jax.tree.map(lambda y, z, w: unmixed(c, y - (w - z), z), y1, z0, first.y1)
+        (y0, kept_z0), off = self._taken_up(i, (y0, z0))
 
         of_y, total = outs.at_end(step, y1, of_y, total)
         edges, of = outs.edges(step, last), {}
@@ -132,15 +146,27 @@ class ReversibleWalk(eqx.Module):
         by_second = second.transposed(minus, None)
         of_y = jax.tree.map(lambda y, v, m: y + (v - m), of_y, by_second.y0, minus)
         by_first = first.transposed(of_y, of.get("k"))
-        of_z = jax.tree.map(lambda z, w, y: z + (w - c * y), of_z, by_first.y0, of_y)
-        of_y = add(of.get("y0"), jax.tree.map(lambda y: c * y, of_y))
+        of_z = jax.tree.map(lambda z, w, y: z + (w - like(c, y) * y), of_z, by_first.y0, of_y)
+        of_y = add(of.get("y0"), jax.tree.map(lambda y: like(c, y) * y, of_y))
 
         times = (edges[0] + by_first.t0 + by_second.t1, edges[1] + by_first.t1 + by_second.t0, edges[2])
         theta = add(total.theta, add(by_first.theta, by_second.theta))
         total = Totals(theta, step.moved(total.clock, *times), total.ts, total.left)
-        kept = jax.tree.map(lambda new, old: jnp.where(there, new, old), (y0, z0), states)
-        return kept, (of_y, of_z), total
+        states = jax.tree.map(lambda new, old: jnp.where(there, new, old), (y0, kept_z0), states)
+        return states, (of_y, of_z), total, off
 
-    @property
-    def _coupling(self) -> float:
-        return self.solve.solver.coupling
+    def _coupling(self, i: Array, step: Step) -> Array:
+        """c of step i: recorded, or a function of the step's length."""
+        if self.record.stages is not None:
+            return jnp.where(i < self.count, self.record.stages.read(i), 1)
+        y, (z, _) = self.final.y, self.final.solver_state
+        return self.solve.solver.coupling(step.t0, step.t1, y, z)
+
+
+def _largest(tree: PyTree) -> Array:
+    flat = ravel_pytree(tree)[0]
+    return jnp.max(jnp.abs(flat)) if flat.size else jnp.zeros((), jnp.finfo(flat.dtype).dtype)
+
+
+def _real_dtype(tree: PyTree) -> Any:
+    return _largest(tree).dtype

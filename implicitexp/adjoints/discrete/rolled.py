@@ -46,10 +46,13 @@ class Rolled(AbstractTaken):
     t0: Array
     t1: Array
     y0: PyTree
-    y1: PyTree
-    k: PyTree
+    stages: PyTree
     control: PyTree
     pull_control: Callable
+
+    @property
+    def k(self) -> PyTree:
+        return self.stages
 
     @classmethod
     def take(cls, scheme: Scheme, model: Any, theta: PyTree, step: Any, k: PyTree | None, count: int) -> "Rolled":
@@ -67,7 +70,7 @@ class Rolled(AbstractTaken):
             k = jax.lax.fori_loop(0, count, stage, zeros)
         k = jax.tree.map(lambda x: x[:count], k)
         y1 = add(y0, contraction(tableau.b, k))
-        return cls(scheme, count, model.slope, theta, t0, t1, y0, y1, k, control, pull_control)
+        return cls(y1, scheme, count, model.slope, theta, t0, t1, y0, k, control, pull_control)
 
     def transposed(self, y1: PyTree, k: PyTree | None) -> StepCotangents:
         scheme, tableau = self.scheme, Tableau.of(self.scheme, self.count, self.t0.dtype)
@@ -87,21 +90,21 @@ class Rolled(AbstractTaken):
             of_theta, of_t, point, of_control = pull(cotangent)
             if scheme.solves_slopes and jnp.ndim(self.control) == 0:
                 # What was solved for is F itself: beside the slope at z_i it differs by the root finder's tolerance.
-                k_i = jax.tree.map(lambda x: x[i], self.k)
+                k_i = jax.tree.map(lambda x: x[i], self.stages)
                 of_control = inner(k_i, cotangent) / jnp.where(self.control == 0, 1, self.control)
             points = jax.tree.map(lambda x, all_: all_.at[i].set(x), point, points)
             ends = ((1 - tableau.c[i]) * of_t, tableau.c[i] * of_t)
             return points, add(totals, (point, of_theta, ends, of_control))
 
         zero = jax.tree.map(jnp.zeros_like, (y1, self.theta, (self.t0, self.t1), self.control))
-        points = jax.tree.map(jnp.zeros_like, self.k)
+        points = jax.tree.map(jnp.zeros_like, self.stages)
         _, (y0, theta, (start, end), control) = jax.lax.fori_loop(0, self.count, back, (points, zero))
         by_control, of_start, of_end = self.pull_control(control)
         return StepCotangents(add(y1, y0), start + of_start, end + of_end, add(theta, by_control))
 
     def _pull_at(self, i: Any, tableau: Tableau) -> Callable:
         """The pullback of the slope at stage i, from the stages."""
-        z = add(self.y0, contraction(tableau.full[i], self.k))
+        z = add(self.y0, contraction(tableau.full[i], self.stages))
         return jax.vjp(self.slope, self.theta, _time(tableau.c[i], self.t0, self.t1), z, self.control)[1]
 
     def _factors(self, tableau: Tableau) -> stage_equations.Factors | None:

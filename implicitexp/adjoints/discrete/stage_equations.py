@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 from jaxtyping import Array, Float
 
-from implicitexp.adjoints.linear.small_dense import LARGEST, factor, solve
+from implicitexp.adjoints.linear import small_dense
 
 AT_EACH_STAGE = 24  # unknowns: up to here a factorisation costs less than refinement (benchmarks/replay.py)
 MOST = 30  # corrections: at a rate of one half they reach rounding in float32; in float64 0.3 is needed
@@ -54,8 +54,8 @@ def _matrix(a: Array | float, pull: Pull, like: Array) -> Array:
 
 def _direct(a: Array | float, pull: Pull, c: Array) -> Array:
     matrix = _matrix(a, pull, c)
-    if c.size <= LARGEST:
-        return jnp.stack(solve(factor(matrix), list(c)))
+    if c.size <= small_dense.LARGEST:
+        return jnp.stack(small_dense.solve(small_dense.factor(matrix), list(c)))
     return jnp.linalg.solve(matrix, c)
 
 

@@ -80,10 +80,14 @@ class StepCotangents(NamedTuple):
 
 
 class AbstractTaken(eqx.Module):
-    """A step that has been taken; `k`: its stages, in the leading axis."""
+    """A step that has been taken."""
 
-    y1: eqx.AbstractVar[PyTree]
-    k: eqx.AbstractVar[PyTree]
+    y1: PyTree
+
+    @property
+    @abc.abstractmethod
+    def k(self) -> PyTree:
+        """The stages, in the leading axis."""
 
     @abc.abstractmethod
     def transposed(self, y1: PyTree, k: PyTree | None) -> StepCotangents:

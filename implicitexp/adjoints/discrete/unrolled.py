@@ -21,7 +21,6 @@ class Unrolled(AbstractTaken):
     scheme: Scheme = eqx.field(static=True)
     t0: Array
     t1: Array
-    y1: PyTree
     stages: list[PyTree]
     pullbacks: list[Callable]
     control: PyTree
@@ -45,7 +44,7 @@ class Unrolled(AbstractTaken):
             stages.append(slope if known[i] is None else known[i])
             pullbacks.append(pull)
         y1 = combination(y0, scheme.b[:count], stages)
-        return cls(scheme, t0, t1, y1, stages, pullbacks, control, pull_control)
+        return cls(y1, scheme, t0, t1, stages, pullbacks, control, pull_control)
 
     def transposed(self, y1: PyTree, k: PyTree | None) -> StepCotangents:
         scheme, count = self.scheme, len(self.stages)

@@ -35,12 +35,17 @@ class Walk(eqx.Module):
         return Collected(self.model, self.theta, self.count, self.cotangent, self.saved)
 
     @property
+    def _ends(self) -> Everything:
+        assert self.record.ends is not None
+        return self.record.ends
+
+    @property
     def count(self) -> Array:
         return self.final.num_accepted_steps
 
     def __call__(self) -> tuple[PyTree, Totals]:
         """-> cotangent of y0, totals."""
-        end = self.record.ends.values[1][jnp.maximum(self.count - 1, 0)]
+        end = self._ends.values[1][jnp.maximum(self.count - 1, 0)]
         total = started(self.theta, self.saved, end, self.count, self.record.moves)
         y = jax.tree.map(jnp.zeros_like, self.final.y)
         last = eqxi.unvmap_max(self.count) - 1
@@ -105,7 +110,7 @@ class Walk(eqx.Module):
 
     def _next(self, i: Array, entry: PyTree) -> PyTree:
         """The state after step i, from the state before it."""
-        t0, t1 = self.record.ends.read(i)
+        t0, t1 = self._ends.read(i)
         if not self.scheme.implicit:
             return forward(self.scheme, self.model, self.theta, t0, t1, entry)
         y, _, _, state, _ = self._solved_again(i, t0, t1, entry)
@@ -121,7 +126,7 @@ class Walk(eqx.Module):
 
     def _back(self, i: Array, entry: PyTree, y: PyTree, total: Totals) -> tuple[PyTree, Totals]:
         """From the cotangent of the state after step i to that of the state before it."""
-        step, outs, y0, stages = step_of(i, self.record.ends.read, self.record.moves), self.collected, entry, None
+        step, outs, y0, stages = step_of(i, self._ends.read, self.record.moves), self.collected, entry, None
         last = i == self.count - 1
         y = add(y, jax.tree.map(lambda x: jnp.where(last, x, 0), materialized(self.cotangent.y, self.final.y)))
         if self.scheme.implicit or self.record.stages is not None:
