@@ -4,6 +4,7 @@ from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -51,6 +52,15 @@ def _first_saved(out: dfx.SubSaveAt, of: Any) -> Any:
 def _first(of: PyTree) -> PyTree:
     """The cotangent of the first entries only."""
     return jax.tree.map(lambda x: jnp.zeros_like(x).at[0].set(x[0]), of)
+
+
+def once(cotangents: PyTree, name: str) -> PyTree:
+    """The same, refusing a second derivative in reverse mode, which would have to keep all of the walk over the steps."""
+    return eqxi.nondifferentiable_backward(
+        cotangents,
+        msg=f"{name} has second derivatives by forward mode over reverse mode only: use jax.hessian, jax.jacfwd(jax.grad(...)) "
+        "or jax.jvp of jax.grad, or diffrax.DirectAdjoint() for jax.grad of jax.grad",
+    )
 
 
 def idle(solve: Solve, final: Any, cotangent: Any) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from implicitexp.adjoints.diffrax_private import AbstractPlugin, Passed, Solve, is_none
 from implicitexp.adjoints.discrete.clock import Clock
-from implicitexp.adjoints.discrete.cotangents import as_solve, idle
+from implicitexp.adjoints.discrete.cotangents import as_solve, idle, once
 from implicitexp.adjoints.discrete.events import end_is_located, refuse_unlocated
 from implicitexp.adjoints.discrete.outputs import Model, saved_outputs
 from implicitexp.adjoints.discrete.record import Recording, run, traced_once
@@ -43,7 +43,8 @@ class Replay(AbstractPlugin):
     and `MultiTerm` of these; solvers are the Runge-Kutta methods with one tableau, Euler and ImplicitEuler. A solver state
     that is passed in is taken for the slope at the start, as it is after a solve that ended there.
 
-    Second order is forward over reverse: `jax.hessian`, `jvp` of `vjp`. Forward mode alone is refused by JAX.
+    Second order is forward over reverse: `jax.hessian`, `jvp` of `vjp`; reverse over reverse is refused in words. Forward mode
+    alone is refused by JAX.
 
     Source: A. Sandu 2006, "On the properties of Runge-Kutta discrete adjoints", ICCS, with the step sizes held fixed.
 
@@ -131,4 +132,4 @@ def _backward(residuals: Any, cotangent: Any, perturbed: Any, solve: Solve, *, p
     y, total = walk()
     unused = idle(solve_, final, cotangent)
     y, total = jax.tree.map(lambda x: jnp.where(unused, jnp.zeros_like(x), x), (y, total))
-    return as_solve(solve, y, total, clock, cotangent)
+    return once(as_solve(solve, y, total, clock, cotangent), "Replay")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from implicitexp.adjoints.diffrax_private import AbstractPlugin, Passed, Solve, is_none
 from implicitexp.adjoints.discrete.clock import Clock
-from implicitexp.adjoints.discrete.cotangents import as_solve, idle
+from implicitexp.adjoints.discrete.cotangents import as_solve, idle, once
 from implicitexp.adjoints.discrete.coupled import Coupled, coupling_of
 from implicitexp.adjoints.discrete.events import end_is_located, refuse_unlocated
 from implicitexp.adjoints.discrete.outputs import Model, saved_outputs
@@ -128,7 +128,7 @@ def _backward(residuals: Any, cotangent: Any, perturbed: Any, solve: Solve, *, p
     y, z, total = jax.tree.map(lambda x: _or_nan(came_back, x), (y, z, total))
     unused = idle(solve, final, cotangent)
     y, z, total = jax.tree.map(lambda x: jnp.where(unused, jnp.zeros_like(x), x), (y, z, total))
-    return as_solve(solve, y, total, clock, cotangent, (z, None))
+    return once(as_solve(solve, y, total, clock, cotangent, (z, None)), "Reversible")
 
 
 def _or_nan(right: Any, x: Any) -> Any:
