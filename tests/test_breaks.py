@@ -43,7 +43,10 @@ def exact(p):
     return jnp.where(p["l"] > p["u"], -1, 1) * sum(parts)
 
 
-def value(p, strategy=None, breaks=places, solver=None):
+QUICK = solvers.GaussLegendre(nodes=4)  # exact for these polynomials, and compiled in no time
+
+
+def value(p, strategy=None, breaks=places, solver=QUICK):
     return solve(Integral(integrand, p["l"], p["u"], breaks), p, gradient=strategy, solver=solver).value
 
 
@@ -74,12 +77,19 @@ def gradients(p, strategy, **options):
     return jax.jit(jax.value_and_grad(lambda p: value(p, strategy, **options)))(arrays(p))
 
 
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [(n, p) if p == "two" else pytest.param(n, p, marks=pytest.mark.slow) for n in STRATEGIES for p in PLACES],
-)
-def test_every_strategy_has_the_jumps_term(name, place, float64):
-    got, gradient = gradients(PLACES[place], STRATEGIES[name])
+# A rule without error control, in all places, and one that adapts its mesh; the rest runs with the slow tests.
+TABLE = [
+    (n, p, s) if s == "QUICK" and (p == "two" or n == "implicit") else pytest.param(n, p, s, marks=pytest.mark.slow)
+    for s in ("QUICK", "GaussKronrod")
+    for n in STRATEGIES
+    for p in PLACES
+]
+
+
+@pytest.mark.parametrize(("name", "place", "solver"), TABLE)
+def test_every_strategy_has_the_jumps_term(name, place, solver, float64):
+    chosen = QUICK if solver == "QUICK" else solvers.GaussKronrod()
+    got, gradient = gradients(PLACES[place], STRATEGIES[name], solver=chosen)
     p = arrays(PLACES[place])
     assert got == pytest.approx(float(exact(p)), rel=EXACT)
     assert gap(gradient, jax.grad(exact)(p)) < (DIFFERENCES if name == "finite_difference" else EXACT)
@@ -109,16 +119,17 @@ def test_float32():
     assert gap(gradient, jax.grad(exact)(arrays(PLACES["two"]))) < SINGLE
 
 
-@pytest.mark.parametrize("name", ["implicit", pytest.param("adjoint", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["implicit", "adjoint"])
 def test_lanes_with_two_one_and_no_break(name, float64):
     """The number of breaks inside differs from lane to lane; none of them is NaN for it."""
-    c = jnp.array([0.5, 4.0, -1.0])
+    c = jnp.array([0.5, 1.5, -1.0])
 
     def derivative(f):
         return jax.jit(jax.vmap(jax.grad(lambda c: f(arrays(at()) | {"c": c}))))(c)
 
-    got, want = derivative(lambda p: value(p, STRATEGIES[name])), derivative(exact)
-    assert np.all(want != 0) == False  # noqa: E712 (the last lane has no jump that moves)
+    got, want = derivative(lambda p: value(p, STRATEGIES[name], solver=solvers.GaussKronrod())), derivative(exact)
+    assert list(want != 0) == [True, True, False]
     np.testing.assert_allclose(got, want, atol=EXACT)
 
 
@@ -139,11 +150,13 @@ def test_no_breaks_returned(float64):
 
 def test_a_break_that_closes_over_its_parameter(float64):
     def of(c):
-        return solve(Integral(lambda x, _: jnp.where(x < c, 1.0, 3.0), 0.0, 1.0, lambda _: c[None]), None).value
+        equation = Integral(lambda x, _: jnp.where(x < c, 1.0, 3.0), 0.0, 1.0, lambda _: c[None])
+        return solve(equation, None, solver=QUICK).value
 
     assert jax.grad(of)(jnp.array(0.3)) == pytest.approx(-2.0, rel=EXACT)
 
 
+@pytest.mark.slow
 def test_infinite_limits(float64):
     """exp(-a x) below c, twice that above: dI/dc = -exp(-a c)."""
 
@@ -159,6 +172,7 @@ def test_infinite_limits(float64):
         np.testing.assert_allclose(jax.grad(of)(p, strategy), want, rtol=TO_TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [jnp.less, jnp.less_equal], ids=["<", "<="])
 def test_no_node_stands_on_the_wrong_side(side, float64):
     """Clenshaw-Curtis has nodes at both ends of each piece; each is exact in one go, whichever side the break belongs to."""
@@ -196,6 +210,7 @@ def test_the_two_computations_know_the_breaks(float64):
     assert gap(reference.gradient, jax.grad(exact)(params)) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["implicit", "adjoint"])
 def test_a_missing_break_is_flagged(name, float64):
     """The value is right, the gradient lacks the jump's term, and the closed form says so."""
@@ -206,6 +221,7 @@ def test_a_missing_break_is_flagged(name, float64):
     assert not check.trusted(1e-2)
 
 
+@pytest.mark.slow
 def test_two_jumps_that_are_not_marked_do_not_converge(float64):
     """In the 50 intervals that there are by default: NaN, and no number that looks like one."""
-    assert jnp.isnan(value(arrays(PLACES["two"]), breaks=None))
+    assert jnp.isnan(value(arrays(PLACES["two"]), breaks=None, solver=solvers.GaussKronrod()))

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from implicitexp.adjoints.implicit.linear import Linearization, LinearSolve, LinearSolverName
+from implicitexp.adjoints.quadrature.frozen_mesh import FrozenMesh
 from implicitexp.errors import Unsupported
-from implicitexp.solvers.base import PLAIN, Loop
+from implicitexp.solvers.base import Loop
 
 from .base import AbstractCell, AbstractStrategy, Backward, Split
 from .unroll import UnrollCell
@@ -42,7 +43,7 @@ class Implicit(AbstractStrategy):
         if kind == "ode":
             return UnrollCell(Loop("checkpointed"))
         if kind == "integral":
-            return UnrollCell(PLAIN)  # a plain loop is Quadax's DirectAdjoint: the mesh is frozen
+            return UnrollCell(Loop(adjoint=FrozenMesh()))
         return ImplicitCell(LinearSolve(self.linear_solver, self.rtol, self.atol, self.max_steps))
 
 

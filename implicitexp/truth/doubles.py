@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from implicitexp import solving, tracing
-from implicitexp.equations import AbstractEquation, Solution
+from implicitexp.equations import AbstractEquation, Integral, Solution
 from implicitexp.errors import ConfigError
 from implicitexp.strategies.base import KIND_WORDS
 from implicitexp.truth import mixed_precision as mixed_precision  # repairs JAX when it is imported
@@ -100,7 +100,7 @@ class _Inspector:
         value = tracing.shape_of_value(equation, args)
         _refuse_leaves(value, "the value", where)
         _refuse_pinned(program.eqns, f"{function} of {where}")
-        if getattr(equation, "breaks", None) is not None:
+        if isinstance(equation, Integral) and equation.breaks is not None:
             _refuse_pinned(jax.make_jaxpr(equation.breaks)(args).jaxpr.eqns, f"breaks of {where}")
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), value)
         return Solution(zeros, {"converged": jnp.array(True), "steps": jnp.array(0, jnp.int32)})

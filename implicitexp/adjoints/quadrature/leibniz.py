@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from implicitexp.adjoints.implicit.linear_map import linear_map
 from implicitexp.errors import Unsupported
 
 from . import quadax_private as private
@@ -26,8 +27,9 @@ class Leibniz(AbstractQuadratureAdjoint):
     no failure.
 
     At a breakpoint b the integrand may jump, and the term (g(b-) - g(b+)) b' is added if b is built from the parameter that
-    moves the jump. An integrand that is infinite at a limit contributes no boundary term there, so that such a limit must not
-    move (`FrozenMesh`, whose nodes move with it, may be right there). Infinite limits do not move.
+    moves the jump. An integrand that is infinite at a limit has no boundary term there: the derivative by such a limit is NaN,
+    that by all else is not (`FrozenMesh`, whose nodes move with the limit, is right where the singularity moves with it).
+    Infinite limits do not move.
 
     The cost is that of an integral whose integrand has as many values as numbers are differentiated (reverse mode), or as the
     integrand itself (forward). Nothing is kept but the inputs. Forward and reverse mode, `jit`, `vmap`, `scan`, and derivatives
@@ -105,6 +107,23 @@ class _Edge:
             value = flat.vector(integrand(inputs, held, x))
             return jnp.where(jnp.isfinite(value), value, 0)
 
-        total = fn(at[-1]) * moving[-1] - fn(at[0]) * moving[0]
+        total = fn(at[-1]) * moving[-1] - fn(at[0]) * moving[0] + self._unbounded(inputs, held, moving)
         falls = private.jumps(jax.vmap(fn), at)
         return flat.tree(total if falls is None else total + jnp.tensordot(moving[1:-1], falls, 1))
+
+    def _unbounded(self, inputs: Inputs, held: Held, moving: Array) -> Array:
+        """Zero, whose derivative is NaN where a limit moves at which the integrand is not finite; there is no such term."""
+        interval = self.call.inputs(inputs, held)[0]
+        mapped, at = self.call.built(inputs, held)
+        limits = jnp.stack([jnp.min(interval), jnp.max(interval)])
+        values = jax.vmap(private.unmasked(mapped))(at[jnp.array([0, -1])])
+        bad = jnp.isfinite(limits) & ~jnp.all(jnp.isfinite(values.reshape(2, -1)), axis=1)
+        ends = moving[jnp.array([0, -1])]
+
+        def push(bad, moved):
+            return jnp.sum(jnp.where(bad & (moved != 0), jnp.nan, 0))
+
+        def pull(bad, cotangent):
+            return jnp.where(bad & (cotangent != 0), jnp.nan, 0).astype(ends.dtype)
+
+        return linear_map(push, pull, bad, ends - jax.lax.stop_gradient(ends), like=jnp.zeros((), ends.dtype))

@@ -55,6 +55,11 @@ def reached(state: dict, eps: float) -> Bool[Array, ""]:
     return normal | at_floor
 
 
+def unmasked(fn: Any) -> Callable[[Array], Array]:
+    """The mapped integrand at one place, with what is not finite left in it."""
+    return fn.fun
+
+
 def jumps(fn: Callable[[Array], Array], interval: Array) -> Array | None:
     """How far fn falls at each place inside the interval, read from both sides; zero where it is continuous or unbounded;
     None where there are no places. fn takes a batch of places."""
