@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from benchmarks.peers.rows import Result, Row, read
 from benchmarks.peers.verdict import WRONG, judge
@@ -44,7 +45,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
     left.set_yticks(range(len(results)), [f"{r.number}. {r.title}" for r in results])
     left.invert_yaxis()
     handles = [
-        plt.Line2D([], [], linestyle="", marker=m, markerfacecolor=f, markeredgecolor="black", label=label)
+        Line2D([], [], linestyle="", marker=m, markerfacecolor=f, markeredgecolor="black", label=label)
         for m, f, label in MARKS.values()
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)

@@ -59,9 +59,9 @@ class InitialValue:
         """By forward mode, a tangent for each number."""
         return jax.jacfwd(lambda theta, start: self.value(theta, start, dfx.ForwardMode()), argnums=(0, 1))
 
-    def counted(self, *args: Any) -> int:
+    def counted(self, theta: PyTree, start: Array) -> int:
         """Accepted steps."""
-        return int(self.solution(*args, dfx.ForwardMode()).stats["num_accepted_steps"])
+        return int(self.solution(theta, start, dfx.ForwardMode()).stats["num_accepted_steps"])
 
     def changed(self, **fields: Any) -> "InitialValue":
         return dataclasses.replace(self, **fields)
@@ -97,7 +97,12 @@ def tight(problem: InitialValue, args: tuple, tolerance: float) -> Reference:
     """Backpropagation through a solve at `tolerance`, and at ten times that."""
     adjoint = dfx.RecursiveCheckpointAdjoint()
     solve = problem.changed(steps=None)
-    by = jax.jit(jax.grad(lambda args, tol: solve.value(*args, adjoint, tol)))
+
+    def value(args: tuple, tolerance: Any) -> Scalar:
+        theta, start = args
+        return solve.value(theta, start, adjoint, tolerance)
+
+    by = jax.jit(jax.grad(value))
     return Reference.of_two(by(args, tolerance), by(args, 10 * tolerance))
 
 

@@ -10,7 +10,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -79,7 +79,7 @@ class Times:
         return cls(median, low, high, len(turns))
 
 
-def alternated(runners: dict[Any, Runner], budget: float) -> dict[Any, Times]:
+def alternated(runners: Mapping[Any, Runner], budget: float) -> dict[Any, Times]:
     """The times of all, measured in turn, in about `budget` seconds for each that is not very slow. All have been called
     before."""
     gc.collect()
@@ -99,7 +99,7 @@ def _turns(seconds: float, budget: float) -> int:
     return min(max(int(budget / seconds), FEWEST), MOST)
 
 
-def _rounds(runners: dict[Any, Runner], calls: dict[Any, int], wanted: dict[Any, int]) -> dict[Any, list[float]]:
+def _rounds(runners: Mapping[Any, Runner], calls: dict[Any, int], wanted: dict[Any, int]) -> dict[Any, list[float]]:
     """Turns spread evenly over the rounds, of which there are as many as the fastest has turns."""
     rounds, keys = max(wanted.values()), list(runners)
     times: dict[Any, list[float]] = {key: [] for key in keys}
