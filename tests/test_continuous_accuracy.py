@@ -1,7 +1,7 @@
 """What the continuous adjoints are good for: their error follows the tolerance, memory and time follow n and p.
 
-Closed forms: the logistic equation, linear systems by the matrix exponential, the toy of J. Zhuang et al. 2020
-(dz/dt = k z, L = z(T)^2), Lotka-Volterra at its equilibrium. Without one: Diffrax's own gradient at tight tolerances.
+Closed forms: the logistic equation, Lotka-Volterra at its equilibrium; more of them in test_continuous_condition.py. Without
+one: Diffrax's own gradient at tight tolerances.
 """
 
 import time
@@ -9,7 +9,6 @@ import time
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
-import jax.scipy.linalg
 import numpy as np
 import optimistix as optx
 import pytest
@@ -22,7 +21,6 @@ from implicitexp.adjoints.continuous.interpolating import Interpolating
 ADJOINTS = [Gauss(), Interpolating(), Backsolve(checkpoints=4), ForwardSensitivity()]
 NAMES = ["gauss", "interpolating", "backsolve", "forward"]
 STEPPED = 1e-6  # at tolerance 1e-8, relative: the errors of the steps add up, over a gradient that they grow with
-SIX_DECADES = np.arange(5.0, 11.0, 1.0)  # tolerances 1e-5 to 1e-10, and one more at each end of the slope's fit
 TIGHT = optx.Newton(1e-13, 1e-13)  # stages without an error of their own, so that the steps' is seen
 SOLVERS = {"tsit5": dfx.Tsit5(), "dopri8": dfx.Dopri8(), "kvaerno5": dfx.Kvaerno5(root_finder=TIGHT)}
 
@@ -69,51 +67,7 @@ def test_the_error_falls_with_the_tolerance(adjoint, solver, float64):
     assert np.all(errors < 50 * 10.0**-decades)  # the loss's own condition, and Kvaerno5's 13 steps at 1e-7
 
 
-# -- closed forms -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "adjoint",
-    [
-        pytest.param(a, id=n, marks=[] if n == "gauss" else [pytest.mark.slow])
-        for a, n in zip(ADJOINTS, NAMES, strict=True)
-    ],
-)
-def test_linear_system(adjoint, float64):
-    """y' = A y: y(1) = exp(A) y0; the gradient of all entries of A and y0."""
-    a = jnp.array([[-0.5, 1.0, 0.2], [-1.0, -0.3, 0.4], [0.1, -0.6, 0.2]])
-    y0 = jnp.array([1.0, -0.5, 0.7])
-    weights = jnp.array([1.0, -2.0, 0.5])
-
-    def loss(a, y0):
-        term = dfx.ODETerm(lambda t, y, a: a @ y)
-        controller = at_tolerance(1e-8)
-        ys = dfx.diffeqsolve(
-            term, dfx.Tsit5(), 0.0, 1.0, None, y0, a, stepsize_controller=controller, adjoint=adjoint
-        ).ys
-        return weights @ ys[0] ** 2
-
-    exact = jax.grad(lambda a, y0: weights @ (jax.scipy.linalg.expm(a) @ y0) ** 2, (0, 1))(a, y0)
-    assert gradient_error(jax.jit(jax.grad(loss, (0, 1)))(a, y0), exact) < STEPPED
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("adjoint", ADJOINTS, ids=NAMES)
-def test_toy_of_zhuang(adjoint, float64):
-    """dL/dz0 = 2 z0 exp(2 k T), dL/dk = 2 T z0^2 exp(2 k T)."""
-    z0, k, t1 = 1.5, 0.4, 5.0
-
-    def loss(z0, k):
-        term = dfx.ODETerm(lambda t, z, k: k * z)
-        controller = at_tolerance(1e-8)
-        ys = dfx.diffeqsolve(
-            term, dfx.Tsit5(), 0.0, t1, None, z0, k, stepsize_controller=controller, adjoint=adjoint
-        ).ys
-        return ys[0] ** 2
-
-    growth = np.exp(2 * k * t1)
-    exact = (2 * z0 * growth, 2 * t1 * z0**2 * growth)
-    assert gradient_error(jax.jit(jax.grad(loss, (0, 1)))(jnp.array(z0), jnp.array(k)), exact) < STEPPED
+# -- where other gradients are wrong ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -135,6 +89,26 @@ def test_the_trap_of_the_equilibrium(adjoint, dt0, float64):
     exact = 2 - 2 * np.cos(10.0)
     assert abs(jax.jit(jax.grad(loss), static_argnums=1)(jnp.array(1.0), adjoint) / exact - 1) < STEPPED
     assert jax.grad(loss)(jnp.array(1.0), dfx.RecursiveCheckpointAdjoint()) > 1000
+
+
+@pytest.mark.slow
+def test_a_forcing_that_is_not_there(float64):
+    """y' = -y + a sin(50 t), a = 0: dy(1)/da = (50/e + sin 50 - 50 cos 50) / 2501. Neither y nor lambda knows of the oscillation,
+    and the nodes of the steps miss it, unless the quadrature is in the error test."""
+
+    def value(a, adjoint):
+        term = dfx.ODETerm(lambda t, y, a: -y + a * jnp.sin(50 * t))
+        return dfx.diffeqsolve(
+            term, dfx.Tsit5(), 0.0, 1.0, None, 1.0, a, stepsize_controller=at_tolerance(1e-8), adjoint=adjoint
+        ).ys[0]
+
+    exact = (50 / np.e + np.sin(50) - 50 * np.cos(50)) / 2501
+    plain, controlled, as_state = (
+        jax.jit(jax.grad(lambda a, x=x: value(a, x)))(jnp.array(0.0))
+        for x in (Gauss(), Gauss(in_error_test=True), Interpolating())
+    )
+    assert abs(plain / exact - 1) > 1e-3
+    np.testing.assert_allclose([controlled, as_state], exact, rtol=STEPPED)
 
 
 @pytest.mark.slow

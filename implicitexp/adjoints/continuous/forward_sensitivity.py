@@ -30,6 +30,9 @@ class ForwardSensitivity(AbstractContinuous):
     tangent), or follow the state's steps. `batch`: in reverse mode, how many tangents are solved together (None: all); an
     implicit method has a matrix of n (batch + 1). `max_parameters`: reverse mode is refused above that many numbers.
 
+    Second derivatives, `jax.hessian` and `jacfwd` of `jacfwd`, by y0, args, t0, t1 and `ts`: the sensitivities have
+    sensitivities, again in the error test. Not with an event.
+
     Source: J. R. Leis and M. A. Kramer 1988, "The simultaneous solution and sensitivity analysis of systems described by
     ordinary differential equations", ACM TOMS 14.
 
@@ -68,6 +71,8 @@ class ForwardSensitivity(AbstractContinuous):
                 "ForwardSensitivity under jax.grad takes real numbers: the tangents by complex ones are not carried. Use "
                 "Gauss(), or differentiate by real and imaginary part."
             )
+        if not solved.rows:
+            return jax.tree.map(jnp.zeros_like, theta), []
         flat, unravel = ravel_pytree(theta)
         scale = jnp.where(flat == 0, 1, jnp.abs(flat))
         masked = [row.masked((y, t)) for row, y, t in zip(solved.rows, ys, ts, strict=True)]

@@ -7,13 +7,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from implicitexp.adjoints.continuous.extension import outruns_its_interpolation
 from implicitexp.adjoints.continuous.trajectory import Flow
 from implicitexp.adjoints.continuous.walk import AbstractParameters, Integral, State
 
@@ -44,7 +44,7 @@ class ByNodes(AbstractParameters):
         nodes, weights = gauss_legendre(order, jnp.result_type(s0))
         at = s0 + nodes * (s1 - s0)
         ys, adjoints = jax.vmap(y)(at), jax.vmap(lambda s: state(s)[0])(at)
-        if _is_of_high_order(solver, flow):
+        if outruns_its_interpolation(solver):
             adjoints = _swept(flow, at, ys, adjoints, state(s1)[0], s1 - s0)
 
         # One pullback for all nodes: JAX adds up over them as it goes, no array of nodes times p is made.
@@ -62,12 +62,6 @@ class ByNodes(AbstractParameters):
         if not self.in_error_test:
             return Integral(value)
         return Integral(value, pullback(weighted(weights - jnp.asarray(without_middle(nodes.size), weights.dtype)))[0])
-
-
-def _is_of_high_order(solver: Any, flow: Flow) -> bool:
-    """Whether the steps are so long that the method's interpolation of lambda is much worse than its steps: explicit, of an
-    order above 5. Kept from implicit methods, whose stiff systems a sweep would blow up."""
-    return isinstance(solver, dfx.AbstractERK) and (solver.order(flow.terms()) or 0) > 5
 
 
 def _swept(flow: Flow, at: Array, ys: PyTree, adjoints: PyTree, upper: PyTree, width: Array) -> PyTree:

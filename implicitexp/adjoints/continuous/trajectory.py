@@ -18,11 +18,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from implicitexp.adjoints.continuous.extension import interpolation
+from implicitexp.adjoints.continuous.extension import Swept, interpolation, outruns_its_interpolation
 
 STAGES = 8  # states that a step's interpolation keeps, about: balances the two buffers of `times`
 KEEP_STAGES = 2**20  # bytes: up to this, filling the buffer costs less than the steps that it saves
 KEEP_STEPS = 2**21  # bytes: above it the memory matters more than doing the steps once more
+SWEEPS = (
+    2  # gradient of an oscillator by Dopri8 at 1e-10: 26, 4.7, 1.9 times kappa times the solve's error with 0, 1, 2
+)
 
 Store = Literal["stages", "steps", "times"]
 
@@ -117,7 +120,14 @@ class Trajectory(eqx.Module):
     def inside(self, chunk: Chunk, i: Array) -> Any:
         """y(s) in step i of the chunk."""
         info = jax.tree.map(lambda x: x[i - chunk.start], chunk.infos)
-        return interpolation(self.method, self.mesh.times[i], self.mesh.ends[i], info)
+        t0, t1 = self.mesh.times[i], self.mesh.ends[i]
+        path = interpolation(self.method, t0, t1, info)
+        if not outruns_its_interpolation(self.method):
+            return path
+        slope = eqx.Partial(self.flow.slope, self.flow.theta)
+        for _ in range(SWEEPS):
+            path = Swept.of(path, slope, t0, t1, self.method.order(None) or 1)
+        return path
 
     def _sizes(self) -> tuple[int, int]:
         """How many chunks, and the longest one: together they hold every step of the longest solve."""
