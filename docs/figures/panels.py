@@ -1,7 +1,6 @@
 """What a figure is made of: curves as data, which are printed and drawn. Grey is enough: markers and line styles."""
 
 import io
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,8 +101,9 @@ def relative(value: Any, exact: Any) -> float:
     return (off / size) ** 0.5
 
 
-def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int = 30) -> dict[str, float]:
-    """Median seconds of each call, all of them one after the other `repeats` times, after a first time that compiles."""
+def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int = 100) -> dict[str, float]:
+    """Seconds of each call: all of them one after the other `repeats` times, after a first time that compiles; the least of each,
+    since whatever else the machine does only adds to it."""
     for call in calls.values():
         jax.block_until_ready(call())
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -112,4 +112,4 @@ def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int = 30) -> dict[s
             began = time.perf_counter()
             jax.block_until_ready(call())
             times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(measured) for name, measured in times.items()}
+    return {name: min(measured) for name, measured in times.items()}
