@@ -2,113 +2,17 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
 import optimistix as optx
-from jaxtyping import Array, PyTree
 
-from benchmarks.peers import jaxopt_programs
 from benchmarks.peers.cases import Case, Foreign, Program
+from benchmarks.peers.fixed_point_programs import Solve, by_optimistix, floors, programs
 from benchmarks.peers.fixed_point_truth import affine_reference, classifier_reference, tanh_reference
-from implicitexp.adjoints import Auto, Iterated, Shine
 from implicitexp.problems import DeepEquilibrium
 from implicitexp.problems.digit_images import apply, classified
-from implicitexp.solvers.anderson import AndersonAcceleration
-
-MAX_STEPS = 10_000
-Solve = Callable[[Callable, Array, PyTree], Array]  # T, z0, args -> the fixed point
-
-
-def by_optimistix(solver: Any, adjoint: Any) -> Solve:
-    def solve(step, start, args):
-        sol = optx.fixed_point(step, solver, start, args, adjoint=adjoint, max_steps=MAX_STEPS, throw=False)
-        return sol.value
-
-    return solve
-
-
-def ways(tolerance: float) -> dict[tuple[str, str, str], Solve]:
-    """(role, library, name) -> how it solves and differentiates, all to this tolerance, where it takes one."""
-    plain, anderson = optx.FixedPointIteration(tolerance, tolerance), AndersonAcceleration(tolerance, tolerance)
-    gmres, bicgstab = (
-        optx.ImplicitAdjoint(linear_solver=kind(tolerance, tolerance)) for kind in (lx.GMRES, lx.BiCGStab)
-    )
-    return {
-        ("ours", "implicitexp", "FixedPointIteration, Iterated()"): by_optimistix(plain, Iterated()),
-        ("ours", "implicitexp", "Anderson, Iterated()"): by_optimistix(anderson, Iterated()),
-        ("ours", "implicitexp", "Anderson, ImplicitAdjoint with Auto()"): by_optimistix(
-            anderson, optx.ImplicitAdjoint(linear_solver=Auto())
-        ),
-        ("ours", "implicitexp", "Anderson, Shine()"): by_optimistix(anderson, Shine()),
-        ("jax", "Optimistix", "FixedPointIteration, ImplicitAdjoint()"): by_optimistix(plain, optx.ImplicitAdjoint()),
-        ("jax", "Optimistix", "FixedPointIteration, ImplicitAdjoint with GMRES"): by_optimistix(plain, gmres),
-        ("jax", "Optimistix", "FixedPointIteration, ImplicitAdjoint with BiCGStab"): by_optimistix(plain, bicgstab),
-        ("jax", "JAXopt", "FixedPointIteration"): jaxopt_programs.fixed_point(
-            "FixedPointIteration", tolerance, MAX_STEPS
-        ),
-        ("jax", "JAXopt", "AndersonAcceleration"): jaxopt_programs.fixed_point(
-            "AndersonAcceleration", tolerance, MAX_STEPS
-        ),
-        ("jax", "JAXopt", "FixedPointIteration, normal CG to the tolerance"): jaxopt_programs.fixed_point(
-            "FixedPointIteration", tolerance, MAX_STEPS, to_tolerance=True
-        ),
-    }
-
-
-def programs(loss: Callable[..., Any], tolerance: float, small: bool, leave_out: tuple[str, ...] = ()) -> list[Program]:
-    """`loss(solve, *args)`, differentiated by its first argument after `solve`."""
-    found = [
-        Program(role, library, name, jax.grad(functools.partial(loss, solve)))  # pyright: ignore[reportArgumentType]
-        for (role, library, name), solve in ways(tolerance).items()
-        if name not in leave_out
-    ]
-    return [found[0], found[4]] if small else found
-
-
-def floor(step: Callable, start: Array, args: PyTree, tolerance: float, reach: float) -> tuple[Solve, str]:
-    """Anderson's forward solve; then a vjp by z for each iteration that a Krylov method needs to `reach`, and one by the
-    parameters. -> how it solves, and a name."""
-    anderson = AndersonAcceleration(tolerance, tolerance)
-    z = optx.fixed_point(step, anderson, start, args, max_steps=MAX_STEPS).value
-    count = _krylov_steps(step, z, args, reach)
-
-    @jax.custom_vjp
-    def solve(args):
-        return optx.fixed_point(step, anderson, start, args, max_steps=MAX_STEPS, throw=False).value
-
-    def forward(args):
-        z = solve(args)
-        return z, (z, args)
-
-    def backward(saved, cotangent):
-        z, args = saved
-        by_z = jax.vjp(lambda z: step(z, args), z)[1]
-        w = jax.lax.fori_loop(0, count, lambda _, w: by_z(w)[0] + cotangent, cotangent)
-        return jax.vjp(lambda args: step(z, args), args)[1](w)
-
-    solve.defvjp(forward, backward)
-    return lambda step, start, args: solve(args), f"Anderson's solve, {count} vjps by z, one by the parameters"
-
-
-def _krylov_steps(step: Callable, z: Array, args: PyTree, reach: float) -> int:
-    """Products until GMRES without restart has the residual `reach`, for a right-hand side of ones."""
-    from scipy.sparse.linalg import LinearOperator, gmres
-
-    pull = jax.jit(jax.vjp(lambda z: step(z, args), z)[1])
-    taken = []
-
-    def product(w):
-        return w - np.asarray(pull(jnp.asarray(w.reshape(z.shape), z.dtype))[0], np.float64).ravel()
-
-    operator: Any = LinearOperator((z.size, z.size), matvec=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
-    restart = min(100, z.size)
-    gmres(operator, np.ones(z.size), rtol=reach, restart=restart, callback=taken.append, callback_type="pr_norm")
-    return len(taken)
-
 
 # -- case 11 --------------------------------------------------------------------------------------------------------------
 
@@ -134,7 +38,6 @@ def large(small: bool) -> Case:
     shift = rng.normal(size=n)
     args = (jnp.asarray(matrix), jnp.asarray(shift))
     loss = _sum_of_squares(tanh_step)
-    solve, name = floor(tanh_step, jnp.zeros(n), args, tolerance, tolerance)
     return Case(
         11,
         f"DEQ z = tanh(W z + b), n = {n}, 1e-8",
@@ -142,7 +45,7 @@ def large(small: bool) -> Case:
         (args,),
         [
             *programs(loss, tolerance, small),
-            Program("floor", "floor", name, jax.grad(functools.partial(loss, solve))),
+            *floors(loss, tanh_step, jnp.zeros(n), args, tolerance),
         ],
         lambda: tanh_reference(matrix, shift),
         [Foreign("torch", "TorchDEQ", f"{by}, IFT", "torch_deq", f"large_{by}") for by in ("anderson", "fixed_point")],
@@ -185,7 +88,6 @@ def classifier(small: bool) -> Case:
     pixels, labels = drawn["images"].reshape(len(drawn["images"]), -1), drawn["labels"]
     drive = apply(params["features"], pixels)
     inner = (params["recurrence"], drive)
-    solve, name = floor(batch_step, jnp.zeros_like(drive), inner, tolerance, tolerance)
     unknowns = drive.size
     arrays = {"recurrence": params["recurrence"], "pixels": pixels, "labels": labels, "tolerance": tolerance}
     arrays |= {f"{layer}_{key}": params[layer][key] for layer in ("features", "readout") for key in ("w", "b")}
@@ -199,7 +101,7 @@ def classifier(small: bool) -> Case:
         [
             *programs(classifier_loss, tolerance, small, () if small else (dense,)),
             Program("jax", "Optimistix", f"{dense}, vmapped", jax.grad(functools.partial(classifier_loss, by_image))),
-            Program("floor", "floor", name, jax.grad(functools.partial(classifier_loss, solve))),
+            *floors(classifier_loss, batch_step, jnp.zeros_like(drive), inner, tolerance),
         ],
         lambda: classifier_reference(params, pixels, labels),
         [
@@ -228,7 +130,6 @@ def slow(small: bool) -> Case:
     shift = rng.normal(size=n)
     args = (jnp.asarray(matrix), jnp.asarray(shift))
     loss = _sum_of_squares(affine_step)
-    solve, name = floor(affine_step, jnp.zeros(n), args, tolerance, tolerance)
     return Case(
         13,
         f"fixed point, contraction 0.99, n = {n}, 1e-8",
@@ -236,7 +137,7 @@ def slow(small: bool) -> Case:
         (args,),
         [
             *programs(loss, tolerance, small),
-            Program("floor", "floor", name, jax.grad(functools.partial(loss, solve))),
+            *floors(loss, affine_step, jnp.zeros(n), args, tolerance),
         ],
         lambda: affine_reference(matrix, shift),
     )

@@ -10,6 +10,7 @@ import quadax
 import implicitexp
 from benchmarks.peers.cases import ROUNDING, Case, Program, Reference
 from implicitexp import solvers
+from implicitexp.adjoints import FrozenMesh, Leibniz
 
 TOLERANCE = 1e-8
 SHARPNESS = 5.0  # of a peak: its width is a fifth
@@ -38,12 +39,12 @@ def by_quadax(adjoint: quadax.AbstractAdjoint) -> Callable:
     return integral
 
 
-def by_solve(gradient: implicitexp.Implicit | implicitexp.Adjoint) -> Callable:
+def by_solve() -> Callable:
     solver = solvers.GaussKronrod(rtol=TOLERANCE, atol=TOLERANCE)
 
     def integral(heights, places):
         equation = implicitexp.Integral(lambda x, args: integrand(x, *args), -1.0, 1.0)
-        return implicitexp.solve(equation, (heights, places), solver=solver, gradient=gradient).value
+        return implicitexp.solve(equation, (heights, places), solver=solver, gradient=implicitexp.Implicit()).value
 
     return integral
 
@@ -66,8 +67,9 @@ def integrals(small: bool) -> Case:
     rng = np.random.default_rng(14)
     heights, places = rng.normal(size=(count, peaks)), rng.uniform(-1, 1, size=(count, peaks))
     ways = {
-        ("ours", "implicitexp", "solve, Implicit()"): by_solve(implicitexp.Implicit()),
-        ("ours", "implicitexp", "solve, Adjoint()"): by_solve(implicitexp.Adjoint()),
+        ("ours", "implicitexp", "solve, Implicit()"): by_solve(),
+        ("ours", "implicitexp", "quadgk, FrozenMesh()"): by_quadax(FrozenMesh()),
+        ("ours", "implicitexp", "quadgk, Leibniz()"): by_quadax(Leibniz()),
         ("jax", "Quadax", "DirectAdjoint()"): by_quadax(quadax.DirectAdjoint()),
     }
     programs = [Program(*who, gradient(way)) for who, way in ways.items()]  # pyright: ignore[reportArgumentType]
