@@ -68,8 +68,10 @@ class Ending(eqx.Module):
             def value(t, y, condition=condition):
                 return condition(t, y, problem.args).astype(self.time.dtype)
 
-            # The branch, and not `where`: the derivative of another condition may not be finite here.
-            total = total + jax.lax.cond(met, value, lambda t, y: jnp.zeros_like(t), t, y)
+            # The derivative of another condition may not be finite here. In lanes, where a branch is a choice between both
+            # results, its infinity times zero would be NaN: such a condition is looked at in the start.
+            at = jax.tree.map(lambda x, start, met=met: jnp.where(met, x, start), (t, y), (problem.t0, problem.y0))
+            total = total + jax.lax.cond(met, value, lambda t, y: jnp.zeros_like(t), *at)
         return total
 
     def _is_number(self, problem: Problem, condition: Callable) -> bool:
