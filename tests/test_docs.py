@@ -3,15 +3,22 @@
 import html
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 TOUR = ROOT / "docs" / "tour.ipynb"
+STRATEGIES = sorted(ROOT.glob("docs/strategies/*.md"))
+SECTIONS = ("## Equation", "## Source", "## Cost", "## When it is right", "## When it fails")
+FIGURE = re.compile(r"!\[.+\]\(\.\./figures/(\w+)\.png\)")
+FIGURES = ROOT / "docs" / "figures" / "make.py"
+WIDTH, MOST = 900, 60_000  # pixels, bytes: of a figure of docs/strategies
 WITH_CODE = [page for page in PAGES if FENCE.search(page.read_text())]
 
 
@@ -49,6 +56,45 @@ def test_pages_with_code_and_links_are_found() -> None:
 def test_every_option_is_described(group: str, page: str) -> None:
     text = (ROOT / page).read_text()
     assert [path.stem for path in (ROOT / "conf" / group).glob("*.yaml") if f"`{path.stem}`" not in text] == []
+
+
+def test_every_strategy_has_a_page() -> None:
+    """And the overview links to it. `per_kind` is no strategy of its own: it stands in the overview."""
+    options = {path.stem for path in (ROOT / "conf" / "gradient").glob("*.yaml")} - {"per_kind"}
+    overview = (ROOT / "docs" / "strategies.md").read_text()
+    assert {page.stem for page in STRATEGIES} == options
+    assert set(re.findall(r'^    "(\w+)": ', FIGURES.read_text(), flags=re.MULTILINE)) == options
+    assert [name for name in options if f"| [`{name}`](strategies/{name}.md) |" not in overview] == []
+
+
+@pytest.mark.parametrize("page", STRATEGIES, ids=lambda page: page.stem)
+def test_a_strategys_page_is_complete(page: Path) -> None:
+    """Its sections in order, one figure of its own, in width and bytes as all of them, and the command that makes it."""
+    text = page.read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == list(SECTIONS)
+    assert FIGURE.findall(text) == [page.stem]
+    assert f"`python docs/figures/make.py {page.stem}`" in text
+    image = (ROOT / "docs" / "figures" / f"{page.stem}.png").read_bytes()
+    assert int.from_bytes(image[16:20]) == WIDTH  # PNG: the header's first field
+    assert len(image) < MOST
+
+
+@pytest.mark.slow
+def test_a_figure_can_be_made_again(tmp_path: Path) -> None:
+    """By its command, which prints the numbers that its page quotes: the cheapest of them."""
+    command = [sys.executable, str(FIGURES), "one_step", "--into", str(tmp_path)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    table = [[float(x) for x in line.split()] for line in printed.splitlines() if re.match(r" +0\.\d", line)]
+    assert len(table) == 8
+    assert all(0.5 * bound < error <= bound and newton < 1e-13 for _, error, newton, bound in table)
+    assert (tmp_path / "one_step.png").stat().st_size < MOST
+
+
+def test_every_drop_in_is_in_the_table() -> None:
+    from implicitexp import adjoints
+
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "drop-in.md").read_text(), flags=re.MULTILINE)
+    assert sorted(rows) == adjoints.__all__
 
 
 # A cell of the tour, what is in its output before a number, and the bounds within which the text around it is true.
