@@ -18,7 +18,7 @@ from benchmarks.peers.verdict import judge
 from benchmarks.peers.workers import Workers
 
 RESULTS = Path(__file__).parents[1] / "results"
-BUDGET = 0.8  # s for each program of a case: all fourteen take about a quarter of an hour
+BUDGET = 0.5  # s for each program of a case: all fourteen take about a quarter of an hour
 CASES = (
     Entry(1, "float64", ode_small.usual),
     Entry(2, "float64", ode_small.tight),

@@ -20,11 +20,10 @@ MARKS = {
     "native": ("D", "grey", "CVODES, CasADi"),
     "floor": ("|", "black", "floor"),
 }
-TINY = 1e-17  # an error of zero, on a logarithmic axis
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
-    """Left the time, right the error of the gradient, a line for each case."""
+    """Left the time, right the error of the gradient, which stands at the reference's uncertainty where it is below that."""
     figure, (left, right) = plt.subplots(
         1, 2, sharey=True, figsize=(11, 0.5 * len(results) + 2), width_ratios=[3, 2], layout="constrained"
     )
@@ -33,7 +32,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
             assert row.times is not None
             _point(left, row, 1e3 * row.times.median, place, (1e3 * row.times.low, 1e3 * row.times.high))
             if row.error is not None:
-                _point(right, row, max(row.error, TINY), place)
+                _point(right, row, max(row.error, result.uncertainty), place)
     for axes, label in (
         (left, "time of a gradient, ms (median, quartiles)"),
         (right, "relative error of the gradient"),

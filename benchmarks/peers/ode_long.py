@@ -9,7 +9,7 @@ from benchmarks.peers.cases import Case
 
 STEP = 0.01  # of time; the field turns by about one in a unit of time
 MEMORY_AT = (100, 1000, 10_000)  # steps
-TIGHT = 1e-11
+TIGHT = 1e-13
 
 
 def field(t, y, matrix):
