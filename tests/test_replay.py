@@ -6,9 +6,12 @@ import jax.numpy as jnp
 import optimistix as optx
 import pytest
 import replay_cases as cases
-from jax.flatten_util import ravel_pytree
 
+from implicitexp.adjoints.discrete import stage_equations, step
 from implicitexp.adjoints.discrete.replay import Replay
+from implicitexp.adjoints.discrete.rolled import Rolled
+from implicitexp.adjoints.discrete.tableau import scheme_of
+from implicitexp.adjoints.discrete.unrolled import Unrolled
 from implicitexp.errors import Unsupported
 
 ROUND_OFF = 2e-11  # float64: a few hundred products, and cancellation where an output lies near the end of a step
@@ -27,33 +30,93 @@ def row(stores, solver, controller, saveat, changes=None, mark=slow, **options):
 
 
 AUTO = ("auto",)
+WRITTEN_OUT = ("written out",)  # the stages one by one, as in large systems
 ROWS = [
     row(AUTO, dfx.Tsit5(), cases.adaptive, cases.several, mark=()),
     row(("stages",), dfx.Kvaerno3(), cases.fixed_root, cases.end, mark=()),
-    row(("steps",), dfx.Tsit5(), cases.adaptive, cases.all_forms),
-    *(row(AUTO, dfx.Tsit5(), c, s) for c in (cases.fixed, cases.clipped) for s in cases.SAVED),
-    row(AUTO, dfx.Tsit5(), cases.second_order, cases.all_forms),
-    *(row(AUTO, dfx.Tsit5(), cases.stepped, s, dt0=None) for s in (cases.all_forms, cases.dense)),
-    *(row(AUTO, dfx.Tsit5(), cases.adaptive, s, BACKWARDS) for s in (cases.all_forms, cases.dense)),
+    row(("steps", *WRITTEN_OUT), dfx.Tsit5(), cases.adaptive, cases.all_forms),
+    row(AUTO, dfx.Tsit5(), cases.fixed, cases.all_forms),
+    *(row(AUTO, dfx.Tsit5(), cases.clipped, s) for s in (cases.several, cases.dense)),
+    row(AUTO, dfx.Tsit5(), cases.second_order, cases.end),
+    row(AUTO, dfx.Tsit5(), cases.stepped, cases.all_forms, dt0=None),
+    row(AUTO, dfx.Tsit5(), cases.adaptive, cases.all_forms, BACKWARDS),
     row(AUTO, dfx.Tsit5(), cases.adaptive, cases.times, {"t1": 0.1, "ts": [0.1]}),  # no step
     row(("auto", 3), dfx.Tsit5(), cases.fixed, cases.all_forms, {"dt0": 2.0}),  # one
-    row(AUTO, dfx.Tsit5(), cases.fixed, cases.all_forms, {"dt0": 0.8}),  # two
+    row(AUTO, dfx.Tsit5(), cases.fixed, cases.times, {"dt0": 0.8}),  # two
     row(AUTO, dfx.Tsit5(), cases.adaptive, cases.end, lambda_field=True),
-    row((1, 3, 5, 16, 300, "stages"), dfx.Tsit5(), cases.adaptive, cases.several),  # kept are an even number: 1 is 2
-    row(("stages",), dfx.Tsit5(), cases.adaptive, cases.end),
-    *(row(AUTO, s, cases.fixed, cases.times) for s in cases.EXPLICIT),
-    *(row(("steps", "stages", 6), s, cases.adaptive, cases.all_forms) for s in cases.IMPLICIT),
-    row(("steps", 5), dfx.Kvaerno4(), cases.clipped, cases.dense),
+    row((1, 5, 300, "stages"), dfx.Dopri8(), cases.adaptive, cases.times),  # kept are an even number: 1 is 2
+    row(WRITTEN_OUT, dfx.Euler(), cases.fixed, cases.times),
+    row(("auto", "steps", 6), dfx.ImplicitEuler(), cases.adaptive, cases.all_forms),
+    row(("auto", 6, *WRITTEN_OUT), dfx.Kvaerno5(), cases.clipped, cases.dense),
 ]
 
 
+def adjoint_of(store, monkeypatch):
+    if store not in WRITTEN_OUT:
+        return Replay(store)
+    monkeypatch.setattr(step, "SMALL", 0)
+    monkeypatch.setattr(stage_equations, "AT_EACH_STAGE", 0)
+    return Replay("steps")
+
+
 @pytest.mark.parametrize(("stores", "solver", "controller", "saveat", "changes", "options"), ROWS)
-def test_equal_to_the_gradient_through_the_loop(float64, stores, solver, controller, saveat, changes, options):
+def test_equal_to_the_gradient_through_the_loop(
+    float64, monkeypatch, stores, solver, controller, saveat, changes, options
+):
     p = cases.params(**changes)
     expected = cases.gradient(p, THROUGH_THE_LOOP, solver, controller, saveat, **options)
     for store in stores:
-        got = cases.gradient(p, Replay(store), solver, controller, saveat, **options)
+        got = cases.gradient(p, adjoint_of(store, monkeypatch), solver, controller, saveat, **options)
         assert cases.difference(got, expected) < ROUND_OFF, store
+
+
+@pytest.mark.parametrize("solver", cases.EXPLICIT, ids=lambda s: type(s).__name__)
+def test_a_step_is_the_solvers_own(float64, solver):
+    """In both forms of it; the tests above are about a few solvers only, the others have another tableau."""
+    t0, t1, y0 = jnp.array(0.3), jnp.array(0.7), {"x": jnp.array([1.0, 0.4])}
+    term = dfx.ODETerm(lambda t, y, args: {"x": jnp.cos(t) * y["x"][::-1] - args * y["x"] ** 2})
+    expected = solver.step(term, t0, t1, y0, 0.8, solver.init(term, t0, t1, y0, 0.8), False)[0]
+
+    class Model:
+        def slope(self, theta, t, z, control):
+            return term.vf_prod(t, z, theta, control)
+
+        def control(self, theta, t0, t1):
+            return term.contr(t0, t1)
+
+    scheme = scheme_of(solver)
+    for kind in (Rolled, Unrolled):
+        got = kind.take(scheme, Model(), jnp.array(0.8), (t0, t1, y0), None, scheme.needed()).y1
+        assert jnp.allclose(got["x"], expected["x"], rtol=1e-14)
+
+
+def contracting(n):
+    """The equation of a stage of n unknowns, y' = J y, J with the eigenvalues -1 to -n."""
+    key = jax.random.key(1)
+    vectors = jnp.eye(n) + 0.1 * jax.random.normal(key, (n, n))
+    jacobian = vectors @ jnp.diag(-jnp.linspace(1.0, n, n)) @ jnp.linalg.inv(vectors)
+    return jacobian, jax.random.normal(jax.random.key(2), (n,))
+
+
+@pytest.mark.parametrize(("n", "off"), [(3, None), (60, None), (60, 0.05), (60, 30.0)])
+def test_the_transposed_equation_of_a_stage(float64, n, off):
+    """`off`: how much of the Jacobian another stage has, whose factors are used: so little that refinement makes it exact, or
+    too much, so that the stage is factorised itself."""
+    jacobian, c = contracting(n)
+
+    def solution(jacobian, c):
+        shared = None
+        if off is not None:
+            shared = stage_equations.factors(0.3, lambda x: ((1 + off) * jacobian).T @ x, c)
+        return stage_equations.solved(0.3, lambda x: jacobian.T @ x, c, shared)
+
+    def exact(jacobian, c):
+        return jnp.linalg.solve((jnp.eye(n) - 0.3 * jacobian).T, c)
+
+    tangents = (0.1 * jacobian @ jacobian, c[::-1])
+    got, right = (jax.jvp(f, (jacobian, c), tangents) for f in (jax.jit(solution), exact))
+    for x, y in zip(got, right, strict=True):
+        assert jnp.linalg.norm(x - y) < 1e-13 * jnp.linalg.norm(y)
 
 
 @slow
@@ -64,22 +127,39 @@ def test_the_loss_of_the_rows_sees_every_parameter(float64):
     assert all(float(jnp.max(jnp.abs(x))) > 1e-10 for x in jax.tree.leaves(gradient))
 
 
+def of_four_numbers(x, adjoint, solver):
+    """y' = -x0 y^2 + x1 sin t from y(0) = (x2, x3), at t = x0."""
+    controller = dfx.PIDController(rtol=1e-6, atol=1e-6)
+    term = dfx.ODETerm(lambda t, y, x: -x[0] * y**2 + x[1] * jnp.sin(t))
+    sol = dfx.diffeqsolve(
+        term, solver, 0.0, x[0], None, x[2:], x, stepsize_controller=controller, adjoint=adjoint, max_steps=100
+    )
+    return jnp.sum(jnp.sin(sol.ys[-1]))
+
+
+X = (0.7, 0.5, 1.0, 0.3)
+
+
 @slow
-@pytest.mark.parametrize("solver", [dfx.Tsit5(), dfx.Kvaerno3()], ids=lambda s: type(s).__name__)
-def test_second_derivatives(float64, solver):
-    p = cases.params()
-    flat, unravel = ravel_pytree({name: p[name] for name in ("args", "closed", "held", "y0", "t1")})
+@pytest.mark.parametrize(("solver", "store"), [(dfx.Tsit5(), "steps"), (dfx.Kvaerno3(), "stages"), (dfx.Tsit5(), 4)])
+def test_second_derivatives(float64, solver, store):
+    x, v = jnp.array(X), jnp.array([0.3, -1.0, 0.5, 2.0])
+    expected = jax.jit(jax.hessian(lambda x: of_four_numbers(x, dfx.DirectAdjoint(), solver)))(x)
 
-    def hessian(adjoint):
-        def loss(x):
-            sol = cases.solve({**p, **unravel(x)}, adjoint, solver, cases.adaptive, cases.times)
-            return cases.weighted((sol.ys, sol.ts))
+    def gradient(x):
+        return jax.grad(lambda x: of_four_numbers(x, Replay(store), solver))(x)
 
-        return jax.jit(jax.hessian(loss))(flat)
+    hessian, along = jax.jit(lambda x: (jax.jacfwd(gradient)(x), jax.jvp(gradient, (x,), (v,))[1]))(x)
+    assert jnp.linalg.norm(hessian - expected) < ROUND_OFF * jnp.linalg.norm(expected)
+    assert jnp.linalg.norm(along - expected @ v) < ROUND_OFF * jnp.linalg.norm(expected @ v)
 
-    expected = hessian(dfx.DirectAdjoint())
-    for store in ("steps", "stages", 4):
-        assert jnp.linalg.norm(hessian(Replay(store)) - expected) < ROUND_OFF * jnp.linalg.norm(expected), store
+
+def test_reverse_over_reverse_is_refused_in_words(float64):
+    def gradient(x):
+        return jax.grad(lambda x: of_four_numbers(x, Replay(), dfx.Heun()))(x)
+
+    with pytest.raises(RuntimeError, match=r"use jax.hessian, jax.jacfwd\(jax.grad"):
+        jax.jit(jax.grad(lambda x: jnp.sum(gradient(x))))(jnp.array(X))
 
 
 @slow
@@ -119,7 +199,7 @@ def growth(rate, adjoint, max_steps=60):
     return jnp.where(sol.result == dfx.RESULTS.successful, sol.ys[-1], 0.0)
 
 
-@pytest.mark.parametrize("store", ["steps", pytest.param("stages", marks=slow), pytest.param(4, marks=slow)])
+@pytest.mark.parametrize("store", ["steps", pytest.param(4, marks=slow)])
 def test_a_lane_that_fails_leaves_the_others_alone(float64, store):
     rates = jnp.array([0.1, 0.7, 0.2, -1.0])
     lanes = jax.jit(jax.grad(lambda r: jnp.sum(jax.vmap(lambda r: growth(r, Replay(store)))(r))))(rates)
@@ -179,6 +259,28 @@ def test_time_and_state_of_an_event(float64):
     p = jnp.array([10.0, 1.0, 9.81])
     for got, right in zip(jax.jacrev(landing)(p, Replay()), jax.jacrev(exact)(p), strict=True):
         assert jnp.allclose(got, right, rtol=CLOSED_FORM)
+
+
+@pytest.mark.parametrize(
+    ("condition", "root_finder"),
+    [
+        pytest.param(lambda t, y, args, **_: y[0], None, id="no root finder"),
+        pytest.param(lambda t, y, args, **_: y[0] < 0, optx.Newton(1e-8, 1e-8), id="no sign", marks=slow),
+    ],
+)
+def test_the_time_of_an_event_that_is_not_located_is_refused(condition, root_finder):
+    """Diffrax's derivative of it is zero. That of the state is that of the state at the end of a step."""
+
+    def end(g):
+        event = dfx.Event(condition, root_finder)
+        return dfx.diffeqsolve(
+            dfx.ODETerm(lambda t, y, g: jnp.stack([y[1], -g])), dfx.Euler(), 0.0, 3.0, 0.5, jnp.array([1.0, 1.0]), g,
+            event=event, adjoint=Replay(),
+        )  # fmt: skip
+
+    with pytest.raises(Unsupported, match="optimistix.Newton"):
+        jax.grad(lambda g: end(g).ts[-1])(9.81)
+    assert jax.grad(lambda g: end(g).ys[-1, 1] + jax.lax.stop_gradient(end(g).ts[-1]))(9.81) == -1.0  # after two steps
 
 
 def start(solver, adjoint, **options):

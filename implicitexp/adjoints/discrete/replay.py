@@ -16,7 +16,7 @@ from implicitexp.adjoints.discrete.clock import Clock
 from implicitexp.adjoints.discrete.cotangents import as_solve, idle, once
 from implicitexp.adjoints.discrete.events import end_is_located, refuse_unlocated
 from implicitexp.adjoints.discrete.outputs import Model, saved_outputs
-from implicitexp.adjoints.discrete.record import Recording, run, traced_once
+from implicitexp.adjoints.discrete.record import Recording, Taped, run, traced_once
 from implicitexp.adjoints.discrete.setup import around, bounded, checked, plain, tied, with_stages
 from implicitexp.adjoints.discrete.tableau import Scheme
 from implicitexp.adjoints.discrete.walk import Walk
@@ -29,11 +29,14 @@ class Replay(AbstractPlugin):
     """Backpropagate by walking the accepted steps backwards, each by the transpose of one Runge-Kutta step.
 
     Use as `diffrax.diffeqsolve(..., adjoint=Replay())`. For n states, p parameters, N accepted steps of s stages the backward
-    pass costs N s evaluations of the vector field and N s products with its transposed Jacobian; for an implicit method
-    besides, in each stage, its Jacobian and the LU factorisation of I - h a_ii J. Memory: 2 `max_steps` times, and
+    pass costs N s evaluations of the vector field (twice that where n + p <= 1024, for a program that compiles sooner) and N s
+    products with its transposed Jacobian; for an implicit method besides, in each stage, its Jacobian and the LU
+    factorisation of I - h a_ii J, or, for n > 48, one in each step, which serves its stages by refinement to rounding. Memory:
+    2 `max_steps` times, and
 
     - `store="auto"`: the state at the start of each step, as many as fit into 8 MiB, but at least 64; all arrays of JAX have a
-      fixed length, and to fill `max_steps` large states takes longer than a solve of few steps;
+      fixed length, and to fill `max_steps` large states takes longer than a solve of few steps. The stages of an implicit
+      method too, if all of them fit;
     - `store="steps"`: the state at the start of each step, `max_steps` n numbers;
     - `store="stages"`: the stages too, `max_steps` (s + 1) n numbers; an implicit method's are then not solved for again;
     - `store=k`: k states (rounded up to an even number) and max_steps/k besides; what lies between is computed again.
@@ -79,14 +82,31 @@ class _Plan(eqx.Module):
 
     def recording(self, clock: Clock | None, solve: Solve) -> Recording:
         """Euler's one stage is not worth keeping; to do an implicit step again takes the solver's own state."""
-        stages = self.store == "stages" and (self.scheme.keeps_stages or self.scheme.implicit)
-        count = None if isinstance(self.store, str) else self.store + self.store % 2
-        if self.store == "auto":
-            size = sum(x.nbytes for x in jax.tree.leaves(solve.init_state.y))
-            most = max(AT_LEAST, BYTES // max(size, 1) // 2 * 2)
+        implicit, store = self.scheme.implicit, self.store
+        number = sum(x.nbytes for x in jax.tree.leaves(solve.init_state.y))
+        if store == "auto" and implicit and (len(self.scheme) + 1) * number * (solve.max_steps or 0) <= BYTES:
+            store = "stages"
+        stages = store == "stages" and (self.scheme.keeps_stages or implicit)
+        count = None if isinstance(store, str) else store + store % 2
+        if store == "auto":
+            most = max(AT_LEAST, BYTES // max(number, 1) // 2 * 2)
             count = most if most < (solve.max_steps or 0) else None
-        again = self.scheme.implicit and not stages
+        again = implicit and not stages
         return Recording(count, clock, stages, carries_state=again, jumps=again)
+
+    def run(self, solve: Solve, clock: Clock | None) -> Taped:
+        """The steps, recorded; the final state is as the solver and the controller alone would leave it."""
+        recording = self.recording(clock, solve)
+        started = plain(solve) if clock is None else clock.started(plain(solve))
+        if recording.stages:
+            started = with_stages(started, self.scheme)
+        taped = traced_once(started, recording)
+        final = taped.final
+        if recording.stages:
+            final = eqx.tree_at(lambda s: s.solver_state, final, final.solver_state[0], is_leaf=is_none)
+        if clock is not None:
+            final = eqx.tree_at(lambda s: s.controller_state, final, final.controller_state[0], is_leaf=is_none)
+        return Taped(final, taped.record)
 
 
 # -- the loop over the steps, and its derivative --------------------------------------------------------------------------
@@ -96,27 +116,16 @@ class _Plan(eqx.Module):
 def _steps(solve: Solve, *, plan: _Plan) -> Any:
     """The state after the last step. The record is not used, so the compiler leaves it out; it is made because the program
     with it, traced here, is the one that a derivative asks for next."""
-    recording = None if solve.max_steps is None else plan.recording(None, solve)
-    if recording is None or recording.stages:
-        return tied(run(plain(solve), None).final, solve)
-    return tied(traced_once(plain(solve), recording).final, solve)
+    taped = run(plain(solve), None) if solve.max_steps is None else plan.run(solve, None)
+    return tied(taped.final, solve)
 
 
 @_steps.def_fwd
 def _forward(perturbed: Any, solve: Solve, *, plan: _Plan) -> tuple[Any, Any]:
     bounded(solve, "Replay")
     clock = Clock.of(solve, perturbed)
-    recording = plan.recording(clock, solve)
-    started = plain(solve) if clock is None else clock.started(plain(solve))
-    if recording.stages:
-        started = with_stages(started, plan.scheme)
-    taped = traced_once(started, recording)
-    final = taped.final
-    if recording.stages:
-        final = eqx.tree_at(lambda s: s.solver_state, final, final.solver_state[0], is_leaf=is_none)
-    if clock is not None:
-        final = eqx.tree_at(lambda s: s.controller_state, final, final.controller_state[0], is_leaf=is_none)
-    return tied(final, solve), (final, taped.record, clock, perturbed)
+    taped = plan.run(solve, clock)
+    return tied(taped.final, solve), (taped.final, taped.record, clock, perturbed)
 
 
 @_steps.def_bwd

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from implicitexp.adjoints.linear import small_dense
 
-AT_EACH_STAGE = 24  # unknowns: up to here a factorisation costs less than refinement (benchmarks/replay.py)
+AT_EACH_STAGE = 48  # unknowns: up to here a factorisation costs less than refinement (benchmarks/replay.py)
 MOST = 30  # corrections: at a rate of one half they reach rounding in float32; in float64 0.3 is needed
 STALLED = 0.5  # a correction of more than this part of the one before
 SURE = 1e3  # units of rounding: a last correction of more sends the stage to a factorisation of its own

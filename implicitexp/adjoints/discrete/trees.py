@@ -32,12 +32,12 @@ def combination(start: PyTree | None, weights: Any, trees: list[PyTree]) -> PyTr
 
 
 def contraction(weights: Array, stacked: PyTree) -> PyTree:
-    """sum of weights[j] * tree[j] along the leading axis, in the precision of the tree (no product of matrices, which an
-    accelerator may do in less)."""
+    """sum of weights[j] * tree[j] along the leading axis. A product of matrices, in full precision on an accelerator too: as a
+    sum of products XLA's CPU backend is seven times slower under `vmap`."""
 
     def one(x):
-        w = weights.astype(jnp.finfo(x.dtype).dtype).reshape(-1, *(1,) * (x.ndim - 1))
-        return jnp.sum(w * x, axis=0)
+        w = weights.astype(jnp.finfo(x.dtype).dtype)
+        return jnp.tensordot(w, x, axes=1, precision=jax.lax.Precision.HIGHEST)
 
     return jax.tree.map(one, stacked)
 
