@@ -16,7 +16,7 @@ from implicitexp.problems.digits import field as digits_field
 
 TOLERANCE = 1e-5
 TIGHT = 1e-11
-SEVEN_STEPS = 1.6  # length of the interval, on which Tsit5 takes seven steps
+SEVEN_STEPS = 2.4  # length of the interval, on which Tsit5 takes seven steps
 LEARNING_RATE = 5e-3
 PEERS = ["RecursiveCheckpointAdjoint()", "DirectAdjoint()", "BacksolveAdjoint()"]
 
