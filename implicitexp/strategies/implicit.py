@@ -8,12 +8,14 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from implicitexp.adjoints.discrete.replay import Replay
+from implicitexp.adjoints.discrete.tableau import scheme_of
 from implicitexp.adjoints.implicit.linear import Linearization, LinearSolve, LinearSolverName
 from implicitexp.adjoints.quadrature.frozen_mesh import FrozenMesh
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import Loop
 
-from .base import AbstractCell, AbstractStrategy, Backward, Split
+from .base import AbstractCell, AbstractStrategy, Backward, Call, Split
 from .unroll import UnrollCell
 
 LINEAR_SOLVERS = ("auto", "lu", "qr", "cg", "gmres", "bicgstab", "normal_cg")
@@ -22,9 +24,10 @@ LINEAR_SOLVERS = ("auto", "lu", "qr", "cg", "gmres", "bicgstab", "normal_cg")
 class Implicit(AbstractStrategy):
     """The implicit function theorem: one transposed linear solve at the solution (root, fixed point).
 
-    For an ODE: the step equations at the accepted steps; Diffrax solves the stages of an implicit method by the
-    transposed system already, and an explicit method has none to solve, so this cell coincides with `unroll` and
-    inherits the error of the step control. For an integral: the derivative of the rule on the converged mesh.
+    For an ODE: the step equations at the accepted steps, which are recorded and walked backwards (`adjoints.Replay`), the
+    stages of an implicit method by a transposed linear solve. It is the number that `unroll` has, and inherits the error of
+    the step control. A method without one tableau (`Leapfrog`) is differentiated as `unroll` does it. For an integral:
+    the derivative of the rule on the converged mesh.
 
     `linear_solver`: auto (LU up to 256 unknowns, GMRES above), lu, qr, cg (a definite Jacobian), gmres, bicgstab,
     normal_cg; `rtol`, `atol` (of the right-hand side's norm; None: eps^(3/4)) and `max_steps` for the iterative ones.
@@ -41,10 +44,28 @@ class Implicit(AbstractStrategy):
 
     def cell(self, kind, solver) -> AbstractCell:
         if kind == "ode":
-            return UnrollCell(Loop("checkpointed"))
+            return StepsCell(Loop(adjoint=Replay()))
         if kind == "integral":
             return UnrollCell(Loop(adjoint=FrozenMesh()))
         return ImplicitCell(LinearSolve(self.linear_solver, self.rtol, self.atol, self.max_steps))
+
+
+class StepsCell(UnrollCell):
+    """The accepted steps of an ODE, walked backwards where their method has a tableau that says how."""
+
+    def linearize(self, split: Split):
+        loop = self.loop if can_be_walked(split.call()) else Loop("checkpointed")
+        return UnrollCell(loop).linearize(split)
+
+
+def can_be_walked(call: Call) -> bool:
+    """Whether `Replay` is defined for this method and state."""
+    y0 = call.equation.y0
+    try:
+        scheme = scheme_of(call.solver.stepper(y0))
+    except Unsupported:
+        return False
+    return not (scheme.implicit and any(jnp.iscomplexobj(x) for x in jax.tree.leaves(y0)))
 
 
 class ImplicitCell(AbstractCell):

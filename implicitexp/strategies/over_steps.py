@@ -9,6 +9,7 @@ from implicitexp.adjoints.discrete import replay, reversible
 from implicitexp.solvers.base import PLAIN
 
 from .drop_in import AbstractDropIn
+from .implicit import Implicit
 
 
 class Replay(AbstractDropIn):
@@ -23,6 +24,9 @@ class Replay(AbstractDropIn):
     store: str | int = eqx.field(static=True, default="auto")
     name: ClassVar[str] = "replay"
     kinds: ClassVar[tuple[str, ...]] = ("ode",)
+
+    def plain(self):
+        return Implicit() if self.store == "auto" else self
 
     def adjoint(self) -> Any:
         return replay.Replay(self.store)  # pyright: ignore[reportArgumentType]  it says itself what it takes
