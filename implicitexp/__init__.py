@@ -18,7 +18,29 @@ _HOMES = {
     "implicitexp.experiment": ("Experiment",),
     "implicitexp.problems.base": ("AbstractProblem",),
     "implicitexp.solving": ("Solve", "solve"),
-    "implicitexp.strategies": ("Adjoint", "FiniteDifference", "Forward", "Implicit", "Unroll"),
+    "implicitexp.strategies": (
+        "Adjoint",
+        "Backsolve",
+        "FiniteDifference",
+        "Forward",
+        "ForwardSensitivity",
+        "FrozenMesh",
+        "Gauss",
+        "Implicit",
+        "Interpolating",
+        "Iterated",
+        "Leibniz",
+        "Neumann",
+        "OneStep",
+        "PerKind",
+        "Phantom",
+        "Replay",
+        "Reuse",
+        "Reversible",
+        "Shine",
+        "Truncated",
+        "Unroll",
+    ),
     "implicitexp.__main__": ("run",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -41,9 +63,25 @@ if TYPE_CHECKING:
     from .solving import Solve as Solve
     from .solving import solve as solve
     from .strategies import Adjoint as Adjoint
+    from .strategies import Backsolve as Backsolve
     from .strategies import FiniteDifference as FiniteDifference
     from .strategies import Forward as Forward
+    from .strategies import ForwardSensitivity as ForwardSensitivity
+    from .strategies import FrozenMesh as FrozenMesh
+    from .strategies import Gauss as Gauss
     from .strategies import Implicit as Implicit
+    from .strategies import Interpolating as Interpolating
+    from .strategies import Iterated as Iterated
+    from .strategies import Leibniz as Leibniz
+    from .strategies import Neumann as Neumann
+    from .strategies import OneStep as OneStep
+    from .strategies import PerKind as PerKind
+    from .strategies import Phantom as Phantom
+    from .strategies import Replay as Replay
+    from .strategies import Reuse as Reuse
+    from .strategies import Reversible as Reversible
+    from .strategies import Shine as Shine
+    from .strategies import Truncated as Truncated
     from .strategies import Unroll as Unroll
 
 

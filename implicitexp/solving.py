@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from implicitexp import solvers
+from implicitexp import solvers, strategies
 from implicitexp.adjoints.implicit.linear_map import linear_map
 from implicitexp.equations import ODE, AbstractEquation, FixedPoint, Integral, Root, Solution, Stats
 from implicitexp.errors import Unsupported
@@ -66,6 +66,8 @@ def solve(
     if not isinstance(equation, AbstractEquation):
         raise Unsupported(f"solve() takes a Root, FixedPoint, ODE or Integral, not {type(equation).__name__}.")
     gradient = Implicit() if gradient is None else gradient
+    if not isinstance(gradient, AbstractStrategy):
+        raise no_strategy(gradient)
     if equation.kind not in solvers.kinds_of(solver):
         raise wrong_solver(solver, equation.kind)
     method = solvers.for_kind(solver, equation.kind)
@@ -96,6 +98,17 @@ def wrong_solver(solver: Any, kind: str) -> Unsupported:
     able = ", ".join(c.__name__ for c in solvers.SOLVERS if c.kind == kind)
     name = type(solver).__name__
     return Unsupported(f"{name} solves {KIND_WORDS[solver.kind]}, not {KIND_WORDS[kind]}; use Auto, {able}.")
+
+
+def no_strategy(gradient: Any) -> Unsupported:
+    """The error for what is no strategy: a name, a class, or an adjoint that a library takes."""
+    cls = gradient if isinstance(gradient, type) else type(gradient)
+    known = cls.__name__ if hasattr(strategies, cls.__name__) else "Adjoint"
+    return Unsupported(
+        f"gradient={gradient if isinstance(gradient, str) else cls.__name__} is no gradient strategy but "
+        f"{'a class' if isinstance(gradient, type) else f'of type {cls.__module__}.{cls.__name__}'}; "
+        f"give an object, such as implicitexp.{known}()."
+    )
 
 
 # -- the derivative rule ----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 
-from implicitexp import compare, prepare, problems, recipe, solvers
+from implicitexp import adjoints, compare, prepare, problems, recipe, solvers
 from implicitexp.conformance import conformance
 from implicitexp.equations import ODE, Integral, Root
 from implicitexp.solving import solve
@@ -90,6 +90,11 @@ CALLS = {
     "{} under jax.grad costs a tangent for each of the {} numbers that this solve is differentiated by, and is refused above "
     "{}: use adjoint, implicit or unroll, or {} with directions=8 (an unbiased estimate along 8 random directions).": [
         (large_jacobian, [f"{MAX_PARAMETERS + 1} numbers", "adjoint", "directions=8"]),
+    ],
+    "gradient={} is no gradient strategy but {}; give an object, such as implicitexp.{}().": [
+        (solved(ROOT, gradient="adjoint"), ["gradient=adjoint", "builtins.str", "implicitexp.Adjoint()"]),
+        (solved(ROOT, gradient=Implicit), ["gradient=Implicit", "a class", "implicitexp.Implicit()"]),
+        (solved(ROOT, gradient=adjoints.Replay()), ["gradient=Replay", "adjoints", "implicitexp.Replay()"]),
     ],
     "solve() takes a Root, FixedPoint, ODE or Integral, not {}.": [
         (solved(lambda y: y), ["Root", "FixedPoint", "ODE", "Integral"]),
