@@ -7,7 +7,8 @@ solve of the linear system to a tolerance (`Iterated`, `Reuse`), or an approxima
 Forward and reverse mode, `jit`, `vmap`, `scan` and second derivatives all work; in a second derivative each inverse is replaced
 in the same way. A solve that fails puts NaN into its own lane of a batch and leaves the others alone, where
 `optx.ImplicitAdjoint` ends the program (lineax#117). Whether the *forward* solve has converged is for `Solution.result` to say:
-these derivatives belong to the y that it returns. Complex unknowns are refused.
+these derivatives belong to the y that it returns. Complex unknowns are refused. `Solution.aux` is a constant, as with
+Optimistix's own adjoint; `Truncated` differentiates it.
 """
 
 import abc
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float
 
-from implicitexp.adjoints.implicit.inverses import PreconditionerName, check, inverse_at
+from implicitexp.adjoints.implicit.inverses import PreconditionerName, Scaled, check, inverse_at
 from implicitexp.adjoints.implicit.iterated import Acceleration, AdjointIteration, unit
 from implicitexp.adjoints.implicit.krylov import smallest_residual
 from implicitexp.adjoints.implicit.linear import LOOSE, SINGULAR
@@ -106,7 +107,11 @@ class Iterated(AbstractInverseAdjoint):
     def solve(self, apply, inverse, b):
         b, size = unit(b)
         iteration = AdjointIteration(self.rtol, self.atol, self.max_steps, self.accelerate)
-        w, converged, steps, _ = iteration(lambda w: w - inverse(apply(w) - b), b)
+
+        def step(w: Vector) -> Vector:
+            return w - inverse(apply(w) - b)
+
+        w, converged, steps, _ = iteration(step, b, 0 if isinstance(inverse, Scaled) else None)
         return _reported(self.record, w, size, jnp.linalg.norm(apply(w) - b), steps, converged)
 
 

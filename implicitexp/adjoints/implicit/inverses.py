@@ -8,6 +8,7 @@ the INverse Estimate from the forward pass for bi-level optimization and implici
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -33,13 +34,18 @@ class Inverse(NamedTuple):
     transposed: Callable[[Vector], Vector]
 
 
+class Scaled(eqx.Module):
+    """v -> step v."""
+
+    step: Any
+
+    def __call__(self, v: Vector) -> Vector:
+        return jnp.asarray(self.step, v.dtype) * v
+
+
 def scaled(step: Any) -> Inverse:
     """B^-1 = step."""
-
-    def times(v: Vector) -> Vector:
-        return jnp.asarray(step, v.dtype) * v
-
-    return Inverse(times, times)
+    return Inverse(Scaled(step), Scaled(step))
 
 
 def check(preconditioner: Any) -> None:

@@ -22,6 +22,8 @@ from implicitexp.solvers.base import PLAIN
 PreconditionerName = Literal["last", "start", "identity"]
 Acceleration = Literal["anderson"] | None
 HISTORY = 5
+SAFE = 4.0  # times the rounding of a step, of which `rounding` sees one sample
+ODD = 0.6180339887  # so that the products of a difference are rounded
 MAX_STEPS = {"anderson": 1000, None: 10_000}  # the plain iteration of a contraction of 0.99 takes 2,750 to eps^(3/4)
 
 Vector = Float[Array, " n"]
@@ -36,11 +38,18 @@ class AdjointIteration(eqx.Module):
     max_steps: int | None = eqx.field(static=True, default=None)
     accelerate: Acceleration = eqx.field(static=True, default="anderson")
 
-    def __call__(self, step: Callable[[Vector], Vector], b: Vector) -> tuple[Vector, Array, Array, Array]:
-        """The fixed point of w <- step(w), from w = 0, for |b| = 1: -> w, converged, steps, residual |step(w) - w|."""
+    def __call__(
+        self, step: Callable[[Vector], Vector], b: Vector, noise: Any = None
+    ) -> tuple[Vector, Array, Array, Array]:
+        """The fixed point of w <- step(w), from w = 0, for |b| = 1: -> w, converged, steps, residual |step(w) - w|.
+
+        `noise`: what the rounding of a step is, below which no residual comes, whatever the tolerance. None: `rounding`'s
+        sample of it; 0 where no preconditioner amplifies it.
+        """
+        noise = rounding(step, b) if noise is None else noise
         default = jnp.finfo(b.dtype).eps ** 0.75
         rtol = default if self.rtol is None else self.rtol
-        atol = default if self.atol is None else self.atol
+        atol = jnp.maximum(default if self.atol is None else self.atol, SAFE * noise)
         sol = optx.fixed_point(
             lambda w, _: step(w),
             self._method(rtol, atol),
@@ -51,7 +60,8 @@ class AdjointIteration(eqx.Module):
         )
         w = sol.value
         # So large a w does not move when the right-hand side, of norm one, is added: it looks converged and is not.
-        regular = jnp.linalg.norm(w) < SINGULAR / jnp.finfo(b.dtype).eps
+        size = jnp.linalg.norm(w)
+        regular = (size < SINGULAR / jnp.finfo(b.dtype).eps) & (noise <= SINGULAR * size)
         converged = (sol.result == optx.RESULTS.successful) & regular & jnp.all(jnp.isfinite(w))
         return w, converged, jnp.asarray(sol.stats["num_steps"], jnp.int32), jnp.linalg.norm(step(w) - w)
 
@@ -65,6 +75,18 @@ def unit(b: Vector) -> tuple[Vector, Array]:
     size = jnp.linalg.norm(b)
     size = jnp.where(size > 0, size, 1)
     return b / size, size
+
+
+def rounding(step: Callable[[Vector], Vector], b: Vector) -> Array:
+    """The rounding of w <- step(w) near its fixed point, where a preconditioner amplifies it by the condition of the system.
+
+    The step is an affine map, whose second difference is zero: what is left of one is rounding. It is taken at step(0), which
+    is as large as the fixed point where the preconditioner is good.
+    """
+    w = step(jnp.zeros_like(b))
+    moved = w * jnp.where(jnp.arange(b.size) % 2 == 0, ODD, -ODD).astype(b.dtype)
+    low, middle, high = jax.vmap(step)(jnp.stack([w - moved, w, w + moved]))
+    return jnp.linalg.norm(low - 2 * middle + high)
 
 
 def factor(at: Linearization, name: PreconditionerName, start: Any) -> Any:

@@ -19,7 +19,7 @@ import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 from optimistix._misc import unwrap_jaxpr
-from optimistix._root_find import _ToRoot
+from optimistix._root_find import _MinimToRoot, _ToRoot
 
 from implicitexp.errors import Unsupported
 
@@ -47,7 +47,7 @@ class Inputs(NamedTuple):
         """What is solved: a fixed point that a root finder looks for is a root, and so on."""
         if isinstance(self.solver, optx.AbstractFixedPointSolver):
             return "fixed_point"
-        if isinstance(self.solver, optx.AbstractRootFinder):
+        if isinstance(self.solver, optx.AbstractRootFinder | _MinimToRoot):
             return "root"
         return "least_squares" if isinstance(self.solver, optx.AbstractLeastSquaresSolver) else "minimise"
 
@@ -113,7 +113,8 @@ def _solved_jvp(primals, tangents):
     flat, unravel = ravel_pytree(y)
 
     def residual(y, moving):
-        return ravel_pytree(rewrite_fn(y, tuple(outcome), eqx.combine(moving, still)))[0].astype(flat.dtype)
+        value = _zero_at_solution(rewrite_fn, y, outcome, eqx.combine(moving, still))
+        return ravel_pytree(value)[0].astype(flat.dtype)
 
     moved = jax.jvp(lambda m: residual(y, m), (moving,), (tangents[2],))[1]
     if moved.size != flat.size:
@@ -123,6 +124,15 @@ def _solved_jvp(primals, tangents):
         )
     at = Solved(inputs, constant(outcome.state), flat, lambda v: residual(unravel(v), moving))
     return (y, outcome), (unravel(rule.tangent(at, moved)), jax.tree.map(lambda _: None, outcome))
+
+
+def _zero_at_solution(rewrite_fn: Callable, y: PyTree, outcome: Outcome, inputs: Inputs) -> PyTree:
+    """What is zero there. A minimizer that looks for a root minimizes a norm of it, which has no derivative where it is zero
+    (Optimistix's own is zero, without a sign): the root itself stands in the norm's aux."""
+    if isinstance(inputs.solver, _MinimToRoot):
+        _, (value, _) = inputs.fn(y, inputs.args)
+        return value
+    return rewrite_fn(y, tuple(outcome), inputs)
 
 
 def at_solution(primal_fn: Callable, rewrite_fn: Callable, inputs: Inputs, rule: Any) -> tuple[PyTree, Outcome]:
@@ -220,8 +230,6 @@ def factors(solver: Any, state: PyTree) -> tuple[Any, PyTree] | None:
 
 def inverse_hessian(solver: Any, state: PyTree) -> Callable[[PyTree], PyTree] | None:
     """Products with the inverse Hessian that a quasi-Newton minimiser has gathered, if it gathers the inverse."""
-    if isinstance(solver, _ToRoot):
-        return inverse_hessian(solver.solver, state[0])
     if not isinstance(solver, optx.AbstractQuasiNewton) or not solver.use_inverse:
         return None
     return state.f_info.hessian_inv.mv

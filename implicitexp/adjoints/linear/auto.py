@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -73,24 +74,27 @@ class Auto(lx.AbstractLinearSolver):
 
     def init(self, operator: Operator, options: dict[str, Any]) -> PyTree:
         solver = self.choose(operator).solver
-        return solver, solver.init(operator, options)
+        arrays, rest = eqx.partition(solver, eqx.is_array)
+        return arrays, eqxi.Static(rest), solver.init(operator, options)
 
     def compute(self, state: PyTree, vector: PyTree, options: dict[str, Any]) -> Solution:
-        solver, inner = state
-        return solver.compute(inner, vector, options)
+        return _chosen(state).compute(state[2], vector, options)
 
     def transpose(self, state: PyTree, options: dict[str, Any]) -> tuple[PyTree, dict]:
-        solver, inner = state
-        moved, options = solver.transpose(inner, options)
-        return (solver, moved), options
+        moved, options = _chosen(state).transpose(state[2], options)
+        return (*state[:2], moved), options
 
     def conj(self, state: PyTree, options: dict[str, Any]) -> tuple[PyTree, dict]:
-        solver, inner = state
-        moved, options = solver.conj(inner, options)
-        return (solver, moved), options
+        moved, options = _chosen(state).conj(state[2], options)
+        return (*state[:2], moved), options
 
     def assume_full_rank(self) -> bool:
         return True
+
+
+def _chosen(state: PyTree) -> lx.AbstractLinearSolver:
+    """Its flags stay Python's, also where the state is carried through a loop."""
+    return eqx.combine(state[0], state[1].value)
 
 
 def definite(operator: Operator) -> bool:

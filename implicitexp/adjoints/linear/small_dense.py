@@ -6,6 +6,10 @@ that LU keeps (N. J. Higham 2002, "Accuracy and Stability of Numerical Algorithm
 first brought to a largest entry in [1, 2) by powers of two, which round nothing (section 9.8 there); and one step of refinement
 makes the error small entry by entry (R. D. Skeel 1980, "Iterative refinement implies numerical stability for Gaussian
 elimination", Mathematics of Computation 35).
+
+It compiles longer than a call of LAPACK: at n = 4 in 0.75 against 0.28 s, half of which is the refinement, without which
+transposed systems lose two digits where columns differ in size. Rows as arrays took 0.8 to 1 s and ran three times longer, the
+inverse of Gauss and Jordan on the whole matrix 0.65 s and eight times.
 """
 
 import functools
@@ -193,6 +197,14 @@ def _in_places(numbers: list[Scalar], places: Any) -> PyTree:
     for shape, dtype in shapes:
         size = math.prod(shape)
         taken, numbers = numbers[:size], numbers[size:]
-        leaf = jnp.stack(taken) if taken else jnp.zeros((0,))
+        leaf = _stacked(taken) if taken else jnp.zeros((0,))
         leaves.append(leaf.reshape(shape).astype(dtype))
     return jax.tree.unflatten(treedef, leaves)
+
+
+def _stacked(numbers: list[Scalar]) -> Array:
+    """As `jnp.stack`, in a form that XLA computes in the loop that the numbers come from: half the time in a batch."""
+    places, vector = jnp.arange(len(numbers)), jnp.broadcast_to(numbers[-1], (len(numbers),))
+    for i, x in enumerate(numbers[:-1]):
+        vector = jnp.where(places == i, x, vector)
+    return vector
