@@ -35,19 +35,13 @@ ROWS = [
     row(AUTO, dfx.Tsit5(), cases.adaptive, cases.several, mark=()),
     row(("stages",), dfx.Kvaerno3(), cases.fixed_root, cases.end, mark=()),
     row(("steps", *WRITTEN_OUT), dfx.Tsit5(), cases.adaptive, cases.all_forms),
-    row(AUTO, dfx.Tsit5(), cases.fixed, cases.all_forms),
-    *(row(AUTO, dfx.Tsit5(), cases.clipped, s) for s in (cases.several, cases.dense)),
-    row(AUTO, dfx.Tsit5(), cases.second_order, cases.end),
+    row(AUTO, dfx.Tsit5(), cases.clipped, cases.several),
+    row(AUTO, dfx.Tsit5(), cases.second_order, cases.end, lambda_field=True),
     row(AUTO, dfx.Tsit5(), cases.stepped, cases.all_forms, dt0=None),
     row(AUTO, dfx.Tsit5(), cases.adaptive, cases.all_forms, BACKWARDS),
-    row(AUTO, dfx.Tsit5(), cases.adaptive, cases.times, {"t1": 0.1, "ts": [0.1]}),  # no step
-    row(("auto", 3), dfx.Tsit5(), cases.fixed, cases.all_forms, {"dt0": 2.0}),  # one
-    row(AUTO, dfx.Tsit5(), cases.fixed, cases.times, {"dt0": 0.8}),  # two
-    row(AUTO, dfx.Tsit5(), cases.adaptive, cases.end, lambda_field=True),
-    row((1, 5, 300, "stages"), dfx.Dopri8(), cases.adaptive, cases.times),  # kept are an even number: 1 is 2
-    row(WRITTEN_OUT, dfx.Euler(), cases.fixed, cases.times),
-    row(("auto", "steps", 6), dfx.ImplicitEuler(), cases.adaptive, cases.all_forms),
-    row(("auto", 6, *WRITTEN_OUT), dfx.Kvaerno5(), cases.clipped, cases.dense),
+    row((1, 5, "stages"), dfx.Heun(), cases.adaptive, cases.times),  # kept are an even number: 1 is 2
+    row(("auto", 6), dfx.ImplicitEuler(), cases.adaptive, cases.all_forms),
+    row(("auto", *WRITTEN_OUT), dfx.Kvaerno5(), cases.clipped, cases.dense),
 ]
 
 
@@ -120,11 +114,18 @@ def test_the_transposed_equation_of_a_stage(float64, n, off):
 
 
 @slow
-def test_the_loss_of_the_rows_sees_every_parameter(float64):
-    """Else a gradient that is zero by mistake would pass."""
-    p = cases.params()
-    gradient = cases.gradient(p, Replay(), dfx.Tsit5(), cases.clipped, cases.several)
-    assert all(float(jnp.max(jnp.abs(x))) > 1e-10 for x in jax.tree.leaves(gradient))
+def test_no_step_one_and_two(float64):
+    """And a loss that sees every parameter: else a gradient that is zero by mistake would pass above."""
+
+    def gradient(adjoint):
+        return lambda p: cases.gradient(p, adjoint, dfx.Heun(), cases.fixed, cases.all_forms)
+
+    ours, expected = jax.jit(gradient(Replay())), jax.jit(gradient(THROUGH_THE_LOOP))
+    for changes in ({"t1": 0.1, "ts": [0.1] * 6}, {"dt0": 2.0}, {"dt0": 0.8}):
+        p = cases.params(**changes)
+        got = ours(p)
+        assert cases.difference(got, expected(p)) < ROUND_OFF
+    assert all(float(jnp.max(jnp.abs(got[name]))) > 1e-10 for name in ("closed", "held", "t0", "t1", "ts"))
 
 
 def of_four_numbers(x, adjoint, solver):
@@ -141,7 +142,7 @@ X = (0.7, 0.5, 1.0, 0.3)
 
 
 @slow
-@pytest.mark.parametrize(("solver", "store"), [(dfx.Tsit5(), "steps"), (dfx.Kvaerno3(), "stages"), (dfx.Tsit5(), 4)])
+@pytest.mark.parametrize(("solver", "store"), [(dfx.Tsit5(), 4), (dfx.Kvaerno3(), "stages")])
 def test_second_derivatives(float64, solver, store):
     x, v = jnp.array(X), jnp.array([0.3, -1.0, 0.5, 2.0])
     expected = jax.jit(jax.hessian(lambda x: of_four_numbers(x, dfx.DirectAdjoint(), solver)))(x)
