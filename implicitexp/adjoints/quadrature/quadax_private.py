@@ -40,9 +40,14 @@ def ends_of(ops: Any, interval: Any, piece: Mesh) -> tuple[Array, Array]:
     return ops.rebuild(interval, tuple(piece))
 
 
-def apply(rule: quadax.AbstractQuadratureRule, fn: Callable[[Array], Array], lower: Array, upper: Array) -> Array:
-    """The rule's sum for one interval."""
-    return rule._apply(fn, lower, upper, ())  # pyright: ignore[reportArgumentType]  its annotation says float
+def apply(
+    rule: quadax.AbstractQuadratureRule | quadax.AbstractCubatureRule,
+    fn: Callable[[Array], Array],
+    lower: Any,
+    upper: Any,
+) -> Array:
+    """The rule's sum for one interval, or one box between two corners."""
+    return rule._apply(fn, lower, upper, ())
 
 
 def reached(state: dict, eps: float) -> Bool[Array, ""]:
