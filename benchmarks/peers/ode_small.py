@@ -1,5 +1,7 @@
 """Cases 1 and 2: Lotka and Volterra's equations, at a usual tolerance and at a tight one."""
 
+import functools
+
 import diffrax as dfx
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,7 @@ def _case(number: int, title: str, solver: dfx.AbstractSolver, tolerance: float,
     )
 
 
+@functools.cache
 def reference(end: float) -> Reference:
     """By SciPy: the six tangents beside the state, DOP853 at 1e-13 against Radau at 1e-11."""
     rates, start = np.array(RATES), np.array(START)

@@ -179,7 +179,7 @@ def brusselator(small: bool) -> Case:
             "tolerance": np.array(tolerance),
             "diffusion": np.array(DIFFUSION),
         },
-        (f"{TOO_WIDE.format(rows=4 * cells)} A gradient by Interpolating() took more than a minute of the processor.",),
+        (f"{TOO_WIDE.format(rows=4 * cells)} To compile and run Interpolating() once took more than a minute.",),
     )
 
 
