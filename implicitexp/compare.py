@@ -12,13 +12,12 @@ from implicitexp import figures, prepare, record, report, result
 from implicitexp.accuracy import format_error
 from implicitexp.checking import SMALLEST_LOG, Checked, Checker
 from implicitexp.cost import Cost
-from implicitexp.errors import ConfigError, Unsupported
+from implicitexp.errors import ConfigError, OtherKind, Unsupported
 from implicitexp.experiment import Experiment
-from implicitexp.notation import ANOTHER_NAME
+from implicitexp.notation import ANOTHER_NAME, OTHER_KINDS
 from implicitexp.record import Folder
 from implicitexp.reference import Referee, Reference
 from implicitexp.result import RunResult
-from implicitexp.strategies import AbstractOfKinds
 from implicitexp.training import SECONDS_FOR_TRACKER, Settings, Terminated, terminable
 
 TRUSTED = 1e-3  # error + uncertainty, below which a strategy is sorted by what it costs and above which by its error
@@ -65,20 +64,21 @@ def compare(problem: Any, solver: Any, strategies: dict[str, Any], settings: Set
 
 def prepared(
     problem: Any, solver: Any, strategies: dict[str, Any], settings: Settings
-) -> tuple[Experiment, PyTree, jax.Array, dict[str, str]]:
+) -> tuple[Experiment, PyTree, jax.Array, dict[str, Unsupported]]:
     """-> an experiment with the first strategy that is defined, parameters, key, and label -> why of the others."""
-    refused: dict[str, str] = {}
+    refused: dict[str, Unsupported] = {}
     found = None
     for label, strategy in strategies.items():
         try:
             made = prepare.objects(problem, solver, strategy, PLAIN, seed=settings.seed)
         except Unsupported as error:
-            refused[label] = str(error)
+            refused[label] = error
         else:
             found = found or made
     if found is None:
-        if len(set(refused.values())) == 1:  # it is the solver that cannot work
-            raise ConfigError(next(iter(refused.values())))
+        reasons = {str(error) for error in refused.values()}
+        if len(reasons) == 1:  # it is the solver that cannot work
+            raise ConfigError(reasons.pop())
         reasons = "; ".join(f"{label}: {why}" for label, why in refused.items())
         raise ConfigError(f"no strategy works here: {reasons}")
     return *found, refused
@@ -119,8 +119,9 @@ def unlisted(rows: list[Row]) -> list[str]:
     ] * bool(elsewhere)
 
 
-def _undefined(label: str, strategy: Any, why: str) -> Row:
-    return _empty(label, strategy, "undefined", why) | {"other_kinds": isinstance(strategy, AbstractOfKinds)}
+def _undefined(label: str, strategy: Any, why: Unsupported) -> Row:
+    elsewhere = isinstance(why, OtherKind)
+    return _empty(label, strategy, "undefined", f"{OTHER_KINDS if elsewhere else ''}{why}") | {"other_kinds": elsewhere}
 
 
 def _with(experiment: Experiment, strategy: Any) -> Experiment:

@@ -8,3 +8,7 @@ class ConfigError(Exception):
 
 class Unsupported(ConfigError):
     """A combination of equation, solver and strategy that is not defined; the message names what would work."""
+
+
+class OtherKind(Unsupported):
+    """A strategy for other kinds of equation."""

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 ANOTHER_NAME = "another name for "  # how the remark of a strategy begins that coincides with another one
+OTHER_KINDS = "for other kinds of equation: "  # and of one that has no cell for those of the problem
 
 
 def format_error(error: float | None, uncertainty: float | None) -> str:
@@ -25,7 +26,5 @@ def _rounded_up(x: float) -> str:
 
 
 def with_own_rows(strategies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of a comparison's strategies those that have something to show: defined, and no other name of one that is there."""
-    return [
-        row for row in strategies if row["status"] != "undefined" and not (row["remark"] or "").startswith(ANOTHER_NAME)
-    ]
+    """Of a comparison's strategies those for this kind of equation that are no other name of one that is there."""
+    return [row for row in strategies if not (row["remark"] or "").startswith((ANOTHER_NAME, OTHER_KINDS))]

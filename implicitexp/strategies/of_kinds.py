@@ -7,6 +7,7 @@ import equinox as eqx
 from jaxtyping import PRNGKeyArray
 
 from implicitexp.adjoints.implicit.iterated import PreconditionerName
+from implicitexp.errors import OtherKind
 from implicitexp.solvers.base import AbstractSolver
 
 from .adjoint import Adjoint
@@ -26,7 +27,7 @@ class AbstractOfKinds(AbstractStrategy):
     def cell(self, kind: str, solver: AbstractSolver) -> AbstractCell:
         check_solver(self.name, solver)
         if kind not in self.kinds:
-            raise refuse(self.name, kind, self.instead)
+            raise OtherKind(str(refuse(self.name, kind, self.instead)))
         return self.defined(kind, solver)
 
     @abc.abstractmethod
