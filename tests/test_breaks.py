@@ -153,7 +153,7 @@ def test_a_break_that_closes_over_its_parameter(float64):
         equation = Integral(lambda x, _: jnp.where(x < c, 1.0, 3.0), 0.0, 1.0, lambda _: c[None])
         return solve(equation, None, solver=QUICK).value
 
-    assert jax.grad(of)(jnp.array(0.3)) == pytest.approx(-2.0, rel=EXACT)
+    assert jax.jit(jax.grad(of))(0.3) == pytest.approx(-2.0, rel=EXACT)
 
 
 @pytest.mark.slow
@@ -189,6 +189,23 @@ def test_second_derivatives(float64):
     got = jax.jit(jax.hessian(lambda p: value(p, Implicit())))(p)
     want = jax.hessian(exact)(p)
     np.testing.assert_allclose(jax.tree.leaves(got), jax.tree.leaves(want), atol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_limit_that_moves_beside_a_jump_at_rest(float64):
+    """1 below 0.3, 3 from there to u = 1. Unmarked, the nodes move with u across the jump: the integral over u, 2.4, is what
+    differentiating the sum gives, and the integrand at u, 3, what is right."""
+
+    def of(u, strategy, breaks):
+        equation = Integral(lambda x, _: jnp.where(x < 0.3, 1.0, 3.0), 0.0, u, breaks)
+        return solve(equation, None, gradient=strategy).value
+
+    def slope(strategy, breaks):
+        return float(jax.grad(of)(jnp.array(1.0), STRATEGIES[strategy], breaks))
+
+    assert slope("implicit", None) == pytest.approx(2.4, rel=1e-6)
+    assert slope("adjoint", None) == pytest.approx(3.0, rel=EXACT)
+    assert slope("implicit", lambda _: jnp.array([0.3])) == pytest.approx(3.0, rel=EXACT)
 
 
 # -- the ground truth -------------------------------------------------------------------------------------------------

@@ -284,7 +284,8 @@ def test_only_the_mesh_is_kept(float64):
         return jnp.sum(gk(fun, jnp.array([0.0, 1.0]), (w,), adjoint, max_ninter=intervals))
 
     def kept(adjoint):
-        return sum(x.size for x in jax.tree.leaves(jax.vjp(lambda w: integral(w, adjoint), weights)[1]))
+        residuals = jax.eval_shape(lambda w: jax.vjp(lambda w: integral(w, adjoint), w)[1], weights)
+        return sum(x.size for x in jax.tree.leaves(residuals))
 
     assert kept(FrozenMesh()) < 3 * intervals + 3 * 21 + 100
     assert kept(Leibniz()) < 3 * 21 + 100
