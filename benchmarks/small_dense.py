@@ -1,14 +1,15 @@
 """Many small systems at once, with `SmallDense` and with Lineax's default: `python benchmarks/small_dense.py [count]`.
 
 10,000 roots of size 1 to 4, vmapped: Newton's method, and its gradient by `optx.ImplicitAdjoint`; then the bare linear solve of
-as many matrices. In turn, so that both see the same machine; medians of 21, the quartiles in brackets, and the largest
-difference between the two, relative.
+as many matrices. In turn, so that both see the same machine; medians of 21, the quartiles in brackets, the seconds that each was
+compiled in, and the largest difference between the two, relative.
 """
 
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,13 @@ def programs(solver: lx.AbstractLinearSolver) -> dict[str, Callable]:
     }
 
 
+def compiled(run: Any, *args: jax.Array) -> tuple[Callable, float]:
+    """The program, and the seconds of the process's own that it was traced and compiled in, which others do not stretch."""
+    begin = time.process_time()
+    program = run.lower(*args).compile()
+    return program, time.process_time() - begin
+
+
 def milliseconds(run: Callable, *args: jax.Array) -> float:
     begin = time.perf_counter()
     jax.block_until_ready(run(*args))
@@ -64,7 +72,10 @@ def shown(times: Sequence[float]) -> str:
 def main(count: int) -> None:
     jax.config.update("jax_enable_x64", True)
     print(f"{count} systems, float64, {jax.devices()[0].device_kind}, jax {jax.__version__}")
-    print(f"{'n':>2} {'what':13}{'SmallDense (ms)':>24}{'default (ms)':>26}{'ratio':>8}{'difference':>12}", flush=True)
+    print(
+        f"{'n':>2} {'what':13}{'SmallDense (ms)':>24}{'default (ms)':>26}{'ratio':>8}{'compile (s)':>14}{'difference':>12}",
+        flush=True,
+    )
     for n in (1, 2, 3, 4):
         rng = np.random.default_rng(n)
         matrix = rng.normal(size=(count, n, n))
@@ -72,14 +83,17 @@ def main(count: int) -> None:
         args = (jnp.asarray(matrix), jnp.asarray(rng.normal(size=(count, n))))
         ours, theirs = programs(SmallDense()), programs(DEFAULT)
         for name in ours:
-            values = [np.asarray(run[name](*args)) for run in (ours, theirs)]
-            times = [[milliseconds(run[name], *args) for run in (ours, theirs)] for _ in range(REPEATS)]
+            pair, seconds = zip(*(compiled(run[name], *args) for run in (ours, theirs)), strict=True)
+            values = [np.asarray(program(*args)) for program in pair]
+            times = [[milliseconds(program, *args) for program in pair] for _ in range(REPEATS)]
             pairs = list(zip(*times, strict=True))
             ratio = statistics.median(pairs[1]) / statistics.median(pairs[0])
             scale = np.abs(values[1]).max(axis=-1, keepdims=True)
             difference = float(np.max(np.abs(values[0] - values[1]) / scale))
+            took = f"{seconds[0]:.1f} {seconds[1]:.1f}"
             print(
-                f"{n:2} {name:13}{shown(pairs[0]):>24}{shown(pairs[1]):>26}{ratio:8.1f}{difference:12.1e}", flush=True
+                f"{n:2} {name:13}{shown(pairs[0]):>24}{shown(pairs[1]):>26}{ratio:8.1f}{took:>14}{difference:12.1e}",
+                flush=True,
             )
 
 
