@@ -114,7 +114,8 @@ GRADIENT = {
     "rtol": POSITIVE_OR_NULL, "atol": POSITIVE_OR_NULL, "max_steps": COUNT_OR_NULL, "step": POSITIVE_OR_NULL,
     "factor": POSITIVE, "method": Rule(choices=("gauss", "backsolve")),
     "preconditioner": Rule(choices=("last", "start", "identity")), "key": A_NODE,
-    "store": Rule((WHOLE,), least=1, choices=("auto", "steps", "stages")), "coupling": Rule((NUMBER,), above=0, largest=1),
+    "store": Rule((WHOLE,), least=1, choices=("auto", "steps", "stages")),
+    "coupling": Rule((NUMBER,), above=0, largest=1, null=True),
     "terms": COUNT, "steps": COUNT, "damping": Rule((NUMBER,), above=0, largest=1), "refine": Rule((WHOLE,), least=0),
     "root": Rule((NODE,)), "fixed_point": Rule((NODE,)), "ode": Rule((NODE,)), "integral": Rule((NODE,)),
 }  # fmt: skip
@@ -168,6 +169,7 @@ OF_TARGET = {
 }
 OF_ONE = {
     "implicitexp.strategies.Truncated": {"last": COUNT},
+    "implicitexp.strategies.Reversible": {"checkpoints": Rule((WHOLE,), least=2)},
     "implicitexp.solvers.Auto": {"max_steps": COUNT_OR_NULL},  # null: each solver's own
     "optax.lbfgs": {"learning_rate": Rule((NUMBER, NODE), above=0, null=True)},
     **{f"implicitexp.solvers.{name}": {"dt0": POSITIVE} for name in ("Euler", "FixedStep", "Leapfrog")},

@@ -36,21 +36,22 @@ class Replay(AbstractDropIn):
 
 
 class Reversible(AbstractDropIn):
-    """The solver's reversible form, made again backwards from its end: no state is kept, at twice the stages.
+    """The solver's reversible form, made again backwards from its end: a few states are kept, at twice the stages.
 
-    The forward solve is another one, of the same order and with a larger error, 38 times the tolerance in the table of
-    tests/test_strategies.py, 5 times with a coupling of 0.9; `coupling` in (0, 1], see `implicitexp.adjoints.Reversible`.
+    The forward solve is another one, of the same order and with a larger error. `coupling` in (0, 1] (None: chosen for each
+    step by the tolerance) and `checkpoints`: see `implicitexp.adjoints.Reversible`.
 
     Source: S. McCallum and J. Foster 2024, arXiv 2410.11648.
     """
 
-    coupling: float = eqx.field(static=True, default=0.999)
+    coupling: float | None = eqx.field(static=True, default=None)
+    checkpoints: int = eqx.field(static=True, default=16)
     name: ClassVar[str] = "reversible"
     kinds: ClassVar[tuple[str, ...]] = ("ode",)
     exact: ClassVar[bool] = False
 
     def adjoint(self) -> Any:
-        return reversible.Reversible(self.coupling)
+        return reversible.Reversible(self.coupling, self.checkpoints)
 
     def forward(self, loop):
         return None
