@@ -73,9 +73,16 @@ def judge(result: Result) -> Verdict:
     hardest = {role: _hardest(result, ours, role) for role in ("jax", "torch", "native")}
     chosen = [against.ours for against in hardest.values() if against is not None]
     best = chosen[0] if chosen else min(ours, key=_median, default=None)
-    floors = [row for row in result.rows if row.role == "floor" and row.times is not None]
-    over = _median(best) / min(map(_median, floors)) if floors and best is not None else None
-    return Verdict(result, best, hardest["jax"], hardest["torch"], hardest["native"], over)
+    return Verdict(result, best, hardest["jax"], hardest["torch"], hardest["native"], _over_floor(result, ours))
+
+
+def _over_floor(result: Result, ours: Sequence[Row]) -> float | None:
+    """The fastest of ours that is as accurate as any JAX peer, over the lowest floor."""
+    floors = [_median(row) for row in result.rows if row.role == "floor" and row.times is not None]
+    errors = [_error(row) for row in result.rows if row.role == "jax" and _answered(row)]
+    most = max(EQUAL * max(errors), result.uncertainty) if errors else math.inf
+    able = [_median(row) for row in ours if _error(row) <= most]
+    return min(able) / min(floors) if floors and able else None
 
 
 def _hardest(result: Result, ours: Sequence[Row], role: str) -> Against | None:
