@@ -27,11 +27,13 @@ class Tableau(NamedTuple):
     b: Float[Array, " s"]
 
     @classmethod
-    def of(cls, scheme: Scheme, count: int, dtype: Any) -> "Tableau":
+    def of(cls, scheme: Scheme, count: int, t0: Array, y0: PyTree) -> "Tableau":
+        """In the more precise of the two dtypes, of the time and of the state."""
         lower = np.zeros((count, count))
         for i, row in enumerate(scheme.a[:count]):
             lower[i, : len(row)] = row
         diagonal = np.array(scheme.diagonal[:count])
+        dtype = jnp.result_type(t0, *(jnp.finfo(y.dtype).dtype for y in jax.tree.leaves(y0)))
         parts = (scheme.c[:count], lower, lower + np.diag(diagonal), diagonal, scheme.b[:count])
         return cls(*(jnp.asarray(x, dtype) for x in parts))
 
@@ -58,7 +60,7 @@ class Rolled(AbstractTaken):
     def take(cls, scheme: Scheme, model: Any, theta: PyTree, step: Any, k: PyTree | None, count: int) -> "Rolled":
         t0, t1, y0 = step
         control, pull_control = jax.vjp(model.control, theta, t0, t1)
-        tableau = Tableau.of(scheme, count, t0.dtype)
+        tableau = Tableau.of(scheme, count, t0, y0)
         if k is None:
 
             def stage(i, k):
@@ -73,7 +75,7 @@ class Rolled(AbstractTaken):
         return cls(y1, scheme, count, model.slope, theta, t0, t1, y0, k, control, pull_control)
 
     def transposed(self, y1: PyTree, k: PyTree | None) -> StepCotangents:
-        scheme, tableau = self.scheme, Tableau.of(self.scheme, self.count, self.t0.dtype)
+        scheme, tableau = self.scheme, Tableau.of(self.scheme, self.count, self.t0, self.y0)
         shared = self._factors(tableau)
 
         def back(n, carry):
@@ -93,7 +95,8 @@ class Rolled(AbstractTaken):
                 k_i = jax.tree.map(lambda x: x[i], self.stages)
                 of_control = inner(k_i, cotangent) / jnp.where(self.control == 0, 1, self.control)
             points = jax.tree.map(lambda x, all_: all_.at[i].set(x), point, points)
-            ends = ((1 - tableau.c[i]) * of_t, tableau.c[i] * of_t)
+            c = tableau.c[i].astype(of_t.dtype)
+            ends = ((1 - c) * of_t, c * of_t)
             return points, add(totals, (point, of_theta, ends, of_control))
 
         zero = jax.tree.map(jnp.zeros_like, (y1, self.theta, (self.t0, self.t1), self.control))
@@ -132,7 +135,7 @@ def _on_states(pull: Callable, unravel: Callable) -> Callable:
 
 
 def _time(c: Array, t0: Array, t1: Array) -> Array:
-    return jnp.where(c == 1, t1, t0 + c * (t1 - t0))
+    return jnp.where(c == 1, t1, t0 + c.astype(t0.dtype) * (t1 - t0))
 
 
 def _real(x: Array) -> Any:
