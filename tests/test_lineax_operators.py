@@ -38,8 +38,9 @@ GENERAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", [n if n == "auto-5" else pytest.param(n, marks=pytest.mark.slow) for n in GENERAL])
+@pytest.mark.parametrize("name", GENERAL)
 def test_structured_operators_and_many_right_hand_sides(name):
     """Each kind of operator, by a state that is used again: five right-hand sides under vmap, and the derivative by the
     right-hand side, which is the transposed solve."""

@@ -58,7 +58,7 @@ SHAPES = [(), (1,), (4,), (5,), (2, 3)]
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", rows(EVERY, "iterated"))
+@pytest.mark.parametrize("name", rows(EVERY))
 def test_every_size(name):
     """One number, a vector of one; both sides of four, where `SmallDense` ends and `Auto` goes over to LU; a matrix."""
     solver, adjoint = EVERY[name]
@@ -127,7 +127,7 @@ LANES = np.array([0.3, 2.0, -0.4, np.nan])
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", rows([n for n in SHARDED if n != "small_dense"], "neumann"))
+@pytest.mark.parametrize("name", rows([n for n in SHARDED if n != "small_dense"]))
 def test_a_failing_lane_leaves_the_others_alone(name):
     """y = a (y^2 + 1) has no solution for a = 2, nor for one that is no number. (Under Optimistix's own adjoint `SmallDense`
     raises, as every linear solver does there.)"""

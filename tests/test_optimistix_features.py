@@ -77,7 +77,7 @@ PAIRS = {
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", rows(PAIRS, "reuse"))
+@pytest.mark.parametrize("name", rows(PAIRS))
 def test_a_root_inside_a_fixed_point(name):
     """z + 0.4 tanh z = y + a inside y = 0.3 sin z + a: forward, reverse, and reverse under vmap."""
     root_solver, root_adjoint, solver, adjoint = PAIRS[name]
@@ -106,6 +106,7 @@ def test_a_root_inside_a_fixed_point(name):
 # -- aux ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("adjoint", [Iterated(), Truncated(40), optx.ImplicitAdjoint()], ids=lambda x: type(x).__name__)
 def test_aux(adjoint):
@@ -145,7 +146,7 @@ OF_SQUARE_ROOT = {
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", rows(SECOND, "iterated"))
+@pytest.mark.parametrize("name", rows(SECOND))
 def test_second_derivatives(name):
     """y^2 - y = a b, so that y = (1 + sqrt(1 + 4 a b)) / 2: every order of the two modes."""
     solve, solver, adjoint = SECOND[name]
