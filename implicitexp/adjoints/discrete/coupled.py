@@ -9,7 +9,7 @@ which can be undone line by line, in reverse order, up to rounding (S. McCallum 
 Where a step multiplies a component of the solution by R, it multiplies y - z there by c/R, so that in a field that contracts
 (R < c) y drifts away from the solution; backwards it multiplies rounding there by R/c. So c is small where y - z is not small
 beside the tolerance, and near 1 elsewhere. With a fixed c = 0.999, Lotka-Volterra over two periods at a tolerance of 1e-6 is
-off by 3e-2, and its gradient by 0.5 (benchmarks/replay.py).
+off by 3e-2, and its gradient by 0.4 (tests/test_reversible.py).
 """
 
 import abc
