@@ -83,6 +83,12 @@ def test_a_peer_that_is_more_accurate_than_all_of_ours_is_a_miss():
     assert "1 more at a larger error" in verdict.goals([within])[0]
 
 
+def test_to_the_tolerance_the_fastest_of_ours_below_it_will_do():
+    ours = [row("ours", "quick", 1.0, 1e-9), row("ours", "exact", 8.0, 1e-14)]
+    judged = verdict.judge(result(*ours, row("jax", "exact", 4.0, 1e-14), tolerance=1e-8))
+    assert (judged.jax.faster, judged.by_tolerance.faster) == (0.5, 4.0)
+
+
 def test_a_slower_one_and_a_wrong_one():
     slower = verdict.judge(result(row("ours", "ours", 2.0, 1e-6), row("torch", "peer", 1.0, 1e-6)))
     assert slower.missed() == ["slower than torch's torch peer: 0.50 times as fast"]
@@ -100,8 +106,8 @@ def test_goals_are_counted():
     ]
     lines = verdict.goals(judged)
     assert "at least 1.5: 4.00" in lines[1]
-    assert "no case" in lines[2]
-    assert lines[3].endswith("1 of 2 cases")
+    assert "no case" in lines[3]
+    assert lines[4].endswith("1 of 2 cases")
     assert lines[-1].endswith("100 to 10,000 steps: 1.05 times")
 
 
@@ -126,7 +132,8 @@ def some_results():
 def test_tables_say_what_was_measured_and_what_was_not():
     text = table.document(some_results(), 60.0)
     assert (
-        "| 1 | a case | ours | 1 | 1.0e-06 | jax peer | 2 | 1.0e-06 | 2.00 | no peer | no peer | 2.00 | 1.00 |" in text
+        "| 1 | a case | ours | 1 | 1.0e-06 | jax peer | 2 | 1.0e-06 | 2.00 | 2.00 | no peer | no peer | 2.00 | 1.00 |"
+        in text
     )
     assert "| torchdiffeq | odeint | not run: no .venv-peers/bin/python |" in text
     assert "| implicitexp | Reversible() | 1 | 3 |" in text

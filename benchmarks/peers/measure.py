@@ -1,5 +1,6 @@
 """One case: compile its programs, start its workers, time all in turn, hold the gradients against the reference."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ def _prepared(
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200].replace("|", "/")
+    """Of an error that brings a traceback along, its last one's message."""
+    errors = [line for line in text.splitlines() if re.match(r"[\w.]*(Error|Exception): ", line.strip())]
+    return " ".join((errors[-1] if errors else text).split())[:200].replace("|", "/")
 
 
 def _row(key: Program | Foreign, runner: Any, times: Times, reference: Reference) -> Row:
