@@ -37,6 +37,17 @@ def checked(status):
     return status
 
 
+def vector(values, context):
+    v = core.N_VNew_Serial(len(values), context)
+    core.N_VGetArrayPointer(v)[:] = values
+    return v
+
+
+def dense(v, n, context):
+    matrix = core.SUNDenseMatrix(n, n, context)
+    return core.SUNLinSol_Dense(v, matrix, context), matrix
+
+
 def gradient(problem):
     """-> run() -> |y(end)|^2, its gradient by p and by the start."""
     get, n, tolerance = core.N_VGetArrayPointer, problem.start.size, problem.tolerance
@@ -62,15 +73,6 @@ def gradient(problem):
         get(out)[:] = np.negative(problem.pulled(get(y), get(adjoint)))
         return 0
 
-    def vector(values, context):
-        v = core.N_VNew_Serial(len(values), context)
-        get(v)[:] = values
-        return v
-
-    def dense(v, context):
-        matrix = core.SUNDenseMatrix(n, n, context)
-        return core.SUNLinSol_Dense(v, matrix, context), matrix
-
     def run():
         _, context = core.SUNContext_Create(core.SUN_COMM_NULL)
         y = vector(problem.start, context)
@@ -78,7 +80,7 @@ def gradient(problem):
         solver = memory.get()
         checked(cvodes.CVodeInit(solver, forward, 0.0, y))
         checked(cvodes.CVodeSStolerances(solver, tolerance, tolerance))
-        linear, matrix = dense(y, context)
+        linear, matrix = dense(y, n, context)
         checked(cvodes.CVodeSetLinearSolver(solver, linear, matrix))
         checked(cvodes.CVodeSetJacFn(solver, forward_jacobian))
         checked(cvodes.CVodeSetMaxNumSteps(solver, MOST))
@@ -90,7 +92,7 @@ def gradient(problem):
         _, which = checked(cvodes.CVodeCreateB(solver, method))
         checked(cvodes.CVodeInitB(solver, which, backward, problem.end, adjoint))
         checked(cvodes.CVodeSStolerancesB(solver, which, tolerance, tolerance))
-        linear_back, matrix_back = dense(adjoint, context)
+        linear_back, matrix_back = dense(adjoint, n, context)
         checked(cvodes.CVodeSetLinearSolverB(solver, which, linear_back, matrix_back))
         checked(cvodes.CVodeSetJacFnB(solver, which, backward_jacobian))
         checked(cvodes.CVodeSetMaxNumStepsB(solver, which, MOST))
