@@ -120,7 +120,6 @@ MISSES = {
     ("three output times", "replay"): "the derivative by a time is the slope of the interpolant: 3.7 times the bound",
     ("three output times", "reversible"): "as replay",
     ("peak in the field", "replay"): f"{_OF_THE_STEPS}: 2.7 times the bound",
-    ("peak in the field", "reversible"): "as replay",
     ("backwards in time", "backsolve"): "its own backward solve, of the same tolerance, grows: 2.3 times the bound",
     ("power with a singular end", "implicit"): "log x at the singular end: 1.4e-9, 2.5 times the bound",
     ("power with a singular end", "forward"): "as implicit",

@@ -66,9 +66,10 @@ class AdjointIteration(eqx.Module):
         return w, converged, jnp.asarray(sol.stats["num_steps"], jnp.int32), jnp.linalg.norm(step(w) - w)
 
     def _method(self, rtol: Any, atol: Any) -> optx.AbstractFixedPointSolver:
+        """In the norm that b has: the largest entry would let n of them be off by the tolerance each."""
         if self.accelerate is None:
-            return optx.FixedPointIteration(rtol, atol)
-        return AndersonAcceleration(rtol, atol, history=HISTORY)
+            return optx.FixedPointIteration(rtol, atol, optx.two_norm)
+        return AndersonAcceleration(rtol, atol, norm=optx.two_norm, history=HISTORY)
 
 
 def unit(b: Vector) -> tuple[Vector, Array]:
