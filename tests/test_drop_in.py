@@ -14,6 +14,7 @@ from implicitexp import solvers
 from implicitexp.equations import ODE, FixedPoint, Root
 from implicitexp.errors import Unsupported
 from implicitexp.solving import solve
+from implicitexp.strategies import Implicit, Unroll
 from implicitexp.strategies.approximate import Neumann, OneStep, Phantom, Reuse, Shine
 from implicitexp.strategies.over_steps import Interpolating, Replay, Reversible
 
@@ -130,3 +131,16 @@ assert not [name for name in ours if name.split(".")[1] not in ("adjoints", "sol
 def test_all_names_are_there_and_need_nothing_of_the_framework():
     done = subprocess.run([sys.executable, "-c", NAMES], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("steps", [20, pytest.param(300, marks=pytest.mark.slow)])
+def test_implicit_keeps_as_much_whatever_the_number_of_steps(steps, float64):
+    """Fewer steps than the states that it keeps, and more, which are done again; a lane of a vmap keeps no more than that."""
+
+    def end(a, strategy):
+        solver = solvers.FixedStep("heun", 1 / steps, max_steps=steps + 1)
+        return solve(ODE(lambda t, y, a: jnp.cos(a * t) * y, 1.0, 0.0, 1.0), a, gradient=strategy, solver=solver).value
+
+    lanes = jnp.linspace(0.5, 1.5, 3)
+    got, expected = (jax.jit(jax.vmap(jax.grad(lambda a, s=s: end(a, s))))(lanes) for s in (Implicit(), Unroll()))
+    np.testing.assert_allclose(got, expected, rtol=1e-12)

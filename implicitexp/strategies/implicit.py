@@ -18,6 +18,7 @@ from implicitexp.solvers.base import Loop
 from .base import AbstractCell, AbstractStrategy, Backward, Call, Split
 from .unroll import UnrollCell
 
+KEPT = 64  # states of a solve by an explicit method
 LINEAR_SOLVERS = ("auto", "lu", "qr", "cg", "gmres", "bicgstab", "normal_cg")
 
 
@@ -44,28 +45,35 @@ class Implicit(AbstractStrategy):
 
     def cell(self, kind, solver) -> AbstractCell:
         if kind == "ode":
-            return StepsCell(Loop(adjoint=Replay()))
+            return StepsCell(Loop())
         if kind == "integral":
             return UnrollCell(Loop(adjoint=FrozenMesh()))
         return ImplicitCell(LinearSolve(self.linear_solver, self.rtol, self.atol, self.max_steps))
 
 
 class StepsCell(UnrollCell):
-    """The accepted steps of an ODE, walked backwards where their method has a tableau that says how."""
+    """The accepted steps of an ODE, walked backwards where their method has a tableau that says how; else as `otherwise`."""
+
+    otherwise: Loop = Loop("checkpointed")
 
     def linearize(self, split: Split):
-        loop = self.loop if can_be_walked(split.call()) else Loop("checkpointed")
-        return UnrollCell(loop).linearize(split)
+        return UnrollCell(walk(split.call()) or self.otherwise).linearize(split)
 
 
-def can_be_walked(call: Call) -> bool:
-    """Whether `Replay` is defined for this method and state."""
+def walk(call: Call) -> Loop | None:
+    """The loop that `Replay` walks backwards; None where it is not defined for this method and state.
+
+    An explicit method's steps are done again between KEPT states: `Replay`'s own choice, 8 MiB of states, would be kept by
+    every lane of a vmap, and to fill them takes longer than the steps. Stages that were solved for are worth more.
+    """
     y0 = call.equation.y0
     try:
         scheme = scheme_of(call.solver.stepper(y0))
     except Unsupported:
-        return False
-    return not (scheme.implicit and any(jnp.iscomplexobj(x) for x in jax.tree.leaves(y0)))
+        return None
+    if not scheme.implicit:
+        return Loop(adjoint=Replay(KEPT))
+    return None if any(jnp.iscomplexobj(x) for x in jax.tree.leaves(y0)) else Loop(adjoint=Replay())
 
 
 class ImplicitCell(AbstractCell):

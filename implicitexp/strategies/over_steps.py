@@ -6,17 +6,17 @@ import equinox as eqx
 
 from implicitexp.adjoints.continuous import interpolating
 from implicitexp.adjoints.discrete import replay, reversible
-from implicitexp.solvers.base import PLAIN
+from implicitexp.solvers.base import PLAIN, Loop
 
 from .drop_in import AbstractDropIn
-from .implicit import Implicit
+from .implicit import Implicit, StepsCell
 
 
 class Replay(AbstractDropIn):
     """The accepted steps, recorded and walked backwards: the gradient of `unroll`, in less time to run and to compile.
 
     `store`: what is kept of a step, its start (`steps`) or its stages too (`stages`), or a number of states, between which
-    the steps are done again; `auto` keeps as many states as fit into 8 MiB.
+    the steps are done again; `auto` keeps 64 states, of an implicit method what fits into 8 MiB, its stages if they do.
 
     Source: A. Sandu 2006, "On the properties of Runge-Kutta discrete adjoints".
     """
@@ -27,6 +27,11 @@ class Replay(AbstractDropIn):
 
     def plain(self):
         return Implicit() if self.store == "auto" else self
+
+    def defined(self, kind, solver):
+        if self.store == "auto":  # what cannot be walked is refused by the adjoint itself
+            return StepsCell(Loop(), otherwise=Loop(adjoint=self.adjoint()))
+        return super().defined(kind, solver)
 
     def adjoint(self) -> Any:
         return replay.Replay(self.store)  # pyright: ignore[reportArgumentType]  it says itself what it takes
