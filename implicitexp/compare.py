@@ -76,9 +76,8 @@ def prepared(
         else:
             found = found or made
     if found is None:
-        reasons = {str(error) for error in refused.values()}
-        if len(reasons) == 1:  # it is the solver that cannot work
-            raise ConfigError(reasons.pop())
+        if len(messages := {str(error) for error in refused.values()}) == 1:  # it is the solver that cannot work
+            raise ConfigError(messages.pop())
         reasons = "; ".join(f"{label}: {why}" for label, why in refused.items())
         raise ConfigError(f"no strategy works here: {reasons}")
     return *found, refused

@@ -45,19 +45,17 @@ class Implicit(AbstractStrategy):
 
     def cell(self, kind, solver) -> AbstractCell:
         if kind == "ode":
-            return StepsCell(Loop())
+            return StepsCell(Loop("checkpointed"))
         if kind == "integral":
             return UnrollCell(Loop(adjoint=FrozenMesh()))
         return ImplicitCell(LinearSolve(self.linear_solver, self.rtol, self.atol, self.max_steps))
 
 
 class StepsCell(UnrollCell):
-    """The accepted steps of an ODE, walked backwards where their method has a tableau that says how; else as `otherwise`."""
-
-    otherwise: Loop = Loop("checkpointed")
+    """The accepted steps of an ODE, walked backwards where their method has a tableau that says how; else by `loop`."""
 
     def linearize(self, split: Split):
-        return UnrollCell(walk(split.call()) or self.otherwise).linearize(split)
+        return UnrollCell(walk(split.call()) or self.loop).linearize(split)
 
 
 def walk(call: Call) -> Loop | None:

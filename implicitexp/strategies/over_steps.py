@@ -30,7 +30,7 @@ class Replay(AbstractDropIn):
 
     def defined(self, kind, solver):
         if self.store == "auto":  # what cannot be walked is refused by the adjoint itself
-            return StepsCell(Loop(), otherwise=Loop(adjoint=self.adjoint()))
+            return StepsCell(Loop(adjoint=self.adjoint()))
         return super().defined(kind, solver)
 
     def adjoint(self) -> Any:
