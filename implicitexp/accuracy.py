@@ -70,11 +70,12 @@ class GradientCheck:
 
     def __str__(self) -> str:
         error = format_error(self.relative_error, self.uncertainty)
-        where = f"{self.worst['leaf']}{self.worst['index']}" if self.worst["leaf"] is not None else "-"
+        excess = self.worst["relative_error"]
+        where = f"{format_number(excess)} at {self.worst['leaf']}{self.worst['index']}" if excess else "-"
         lines = [
             f"relative error    {error}",
             f"absolute error    {format_number(self.absolute_error)}",
-            f"worst component   {format_number(self.worst['relative_error'])} at {where}",
+            f"worst component   {where if excess != 0 else 'none above its uncertainty'}",
             f"program error     {format_number(self.program_error)}",
         ]
         return "\n".join(lines + ([f"remark            {self.remark}"] if self.remark else []))

@@ -132,7 +132,7 @@ def training_facts(training: "Training", content: dict[str, Any]) -> Facts:
     if training.checks:
         worst = training.checks[0].check.worst
         program = training.checks[0].check.program_error
-        if worst and worst.get("relative_error") is not None:
+        if worst and worst.get("relative_error"):  # 0: none is above its uncertainty
             facts += [("worst component", f"{worst['leaf']}{worst['index']}: {number(worst['relative_error'])}")]
         facts += [("program error", "unknown" if program is None else number(program))]
         if training.checks[0].check.remark:
@@ -222,7 +222,10 @@ def compare_cells(row: dict[str, Any], forward_ms: float | None) -> list[str]:
     worst = check["worst"] or {}
     ratio = cost["gradient_ms"] / forward_ms if forward_ms and cost.get("gradient_ms") else None
     memory = cost["memory_bytes"] / 2**20 if cost.get("memory_bytes") is not None else None
-    component = f"{short(worst['relative_error'])} in {worst['leaf']}" if worst.get("leaf") else "-"
+    above = (
+        worst.get("leaf") and worst["relative_error"] != 0
+    )  # 0: none is above its uncertainty, which is no error of zero
+    component = f"{short(worst['relative_error'])} in {worst['leaf']}" if above else "-"
     return [row["label"], row["error_text"], component, short(check["program_error"]), short(ratio),
             short(cost.get("compile_s")), short(memory)]  # fmt: skip
 

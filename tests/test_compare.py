@@ -162,3 +162,10 @@ def test_figures_and_markdown_of_any_number_of_rows(rows, tmp_path):
     figures.compare_figure(rows, "title").savefig(tmp_path / "x.png")
     text = report.markdown_compare("title", rows, 1.0 if rows else None, "caption")
     assert all(f"| {r['label']} |" in text for r in rows)
+
+
+@pytest.mark.parametrize(("excess", "shown"), [(0.0, "-"), (2e-3, "0.002 in a")])
+def test_a_component_within_its_uncertainty_is_no_error_of_zero(excess, shown):
+    one = row(1e-3, 1e-4, 1.0)
+    one["gradient_check"]["worst"] = {"leaf": "a", "index": [], "relative_error": excess}
+    assert report.compare_cells(one | {"error_text": "x", "status": "finished"}, 1.0)[2] == shown
