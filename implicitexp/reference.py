@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 
 from implicitexp import tracing
 from implicitexp.solving import Solve
+from implicitexp.truth.differences import Contradiction, contradiction, noise_of
 from implicitexp.truth.doubles import NoReference, assert_float64, flat, in_float64, scalar, unflat
 from implicitexp.truth.pairs import Computation, Pair, Value, pairs_for
 
@@ -164,8 +165,10 @@ class Referee:
         for value, name in ((first, pair.first.name), (second, pair.second.name), (before, pair.second.name)):
             if not np.all(np.isfinite(value.gradient)):
                 raise NoReference(f"The gradient by {name} is not finite.")
-        sensitivity = self._sensitivity(pair, at, params, first, second, loose)
+        sensitivity, against = self._moved(pair, at, params, (first, second, before), loose)
         found = _two(first, second, before, sensitivity, params, pair)
+        if against is not None:  # tighter solves differentiate the same
+            return _contradicted(found, against)
         for tolerance in pair.tolerances[2:]:
             if (
                 found.uncertainty <= self._wanted(found, judged)
@@ -191,33 +194,41 @@ class Referee:
         error = _norm(flat(judged) - truth) / max(_norm(truth), np.finfo(float).tiny)
         return max(error / 10, self.settings.target) if math.isfinite(error) else self.settings.target
 
-    def _sensitivity(
-        self, pair: Pair, at: Callable, params: PyTree, first: Value, second: Value, tolerance: float
-    ) -> float:
-        """|d gradient| over a relative movement of the parameters, and of the solutions of roots and fixed points as
-        far as their rounding moves them; the Jacobian's condition. Measured once where an evaluation is expensive."""
+    def _moved(
+        self, pair: Pair, at: Callable, params: PyTree, values: tuple[Value, Value, Value], tolerance: float
+    ) -> tuple[float, Contradiction | None]:
+        """What a movement of the parameters tells. -> |d gradient| over a relative movement of them, and of the solutions of
+        roots and fixed points as far as their rounding moves them, or the Jacobian's condition; and whether the loss changes
+        by what its gradient says. Measured once where an evaluation is expensive. `values`: first, second, and second before
+        that with a looser tolerance."""
+        first, second, _ = values
         size = _norm(first.gradient)
         if pair.sensitivity is not None:
-            return max(pair.sensitivity, size)
-        found = [size, second.condition * size]
-        found.append(_norm(at(pair.first, tolerance, 0.0, jiggled(params)).gradient - first.gradient) / JIGGLE)
-        if pair.has_roots:
-            moved = at(pair.first, tolerance, JIGGLE).gradient - first.gradient
-            found.append(_norm(moved) / JIGGLE * max(1.0, second.noise / EPS))
+            return max(pair.sensitivity, size), None
+        moved = at(pair.first, tolerance, 0.0, jiggled(params))
+        found = [size, second.condition * size, _norm(moved.gradient - first.gradient) / JIGGLE]
+        nudged = at(pair.first, tolerance, JIGGLE) if pair.has_roots else None
+        if nudged is not None:
+            found.append(_norm(nudged.gradient - first.gradient) / JIGGLE * max(1.0, second.noise / EPS))
         sensitivity = max(s for s in found if math.isfinite(s))
-        if pair.expensive:
+        noise = noise_of(values, tolerance, 0.0 if nudged is None else abs(nudged.loss - first.loss) / JIGGLE)
+        against = contradiction(first, moved, flat(jiggled(params)) - flat(params), noise)
+        if against is not None:  # a loss that jumps at these very parameters does so on one side
+            back = jiggled(params, -JIGGLE)
+            against = contradiction(first, at(pair.first, tolerance, 0.0, back), flat(back) - flat(params), noise)
+        if pair.expensive and against is None:
             pair.sensitivity = sensitivity
-        return sensitivity
+        return sensitivity, against
 
 
-def jiggled(tree: PyTree) -> PyTree:
-    """Every float64 leaf moved by JIGGLE relative to its size, up or down by a fixed choice."""
+def jiggled(tree: PyTree, part: float = JIGGLE) -> PyTree:
+    """Every float64 leaf moved by `part` of its size, up or down by a fixed choice."""
     rng = np.random.default_rng(0)
 
     def one(x):
         if not eqx.is_inexact_array(x):
             return x
-        return x * (1 + JIGGLE * jnp.asarray(rng.choice([-1.0, 1.0], np.shape(x))))
+        return x * (1 + part * jnp.asarray(rng.choice([-1.0, 1.0], np.shape(x))))
 
     return jax.tree.map(one, tree)
 
@@ -259,6 +270,20 @@ def _two(first: Value, second: Value, before: Value, sensitivity: float, params:
     component = np.maximum(SAFETY * np.maximum(difference, change), spread)
     how = f"two computations: {pair.first.name} and {pair.second.name}"
     return _reference(second, params, absolute, component, how, None)
+
+
+def _contradicted(found: Reference, against: Contradiction) -> Reference:
+    """With the uncertainty that a change of the loss leaves, as if one component were to blame for all of it."""
+    absolute = max(found.absolute_uncertainty, float(np.max(against.errors)))
+    size = _norm(flat(found.gradient))
+    components = unflat(np.maximum(flat(found.component_uncertainty), against.errors), found.gradient)
+    return dataclasses.replace(
+        found,
+        uncertainty=absolute / size if size > 0 else math.inf,
+        absolute_uncertainty=absolute,
+        component_uncertainty=components,
+        remark=against.remark,
+    )
 
 
 def _reference(
