@@ -193,6 +193,46 @@ def test_witnesses_agree(kind, float64):
     assert dot_product_test(problem, params, gradient=s.Implicit()) < WITNESS
 
 
+@jax.custom_vjp
+def backwards_only(y):
+    return y**2
+
+
+backwards_only.defvjp(lambda y: (y**2, y), lambda y, c: (2 * y * c,))
+
+
+def on_the_host(y):
+    return jax.pure_callback(np.square, jax.ShapeDtypeStruct(y.shape, y.dtype), y)
+
+
+def raising(error):
+    """The square, with a forward rule of one's own that is wrong."""
+    square = jax.custom_jvp(lambda y: y**2)
+
+    @square.defjvp
+    def rule(primals, tangents):
+        raise error("in a rule of one's own")
+
+    return square
+
+
+def squared(outcome):
+    return truth_cases.case("square", truth_cases.root(lambda y, p: y - p["a"], 1.0), lambda p: p["a"], outcome, a=1.5)
+
+
+@pytest.mark.parametrize("outcome", [backwards_only, on_the_host])
+def test_a_loss_that_has_no_forward_mode_has_no_program_gradient(outcome):
+    problem = squared(outcome)
+    assert program_gradient(problem, problem.init(None)) is None
+
+
+@pytest.mark.parametrize("error", [TypeError, ValueError])
+def test_what_is_wrong_in_a_loss_in_forward_mode_is_raised(error):
+    problem = squared(raising(error))
+    with pytest.raises(error, match="in a rule of one's own"):
+        program_gradient(problem, problem.init(None))
+
+
 def test_report_reads_and_has_everything():
     problem = PROBLEMS["root"]
     report = check_gradient(problem, point("root"), gradient=s.FiniteDifference())

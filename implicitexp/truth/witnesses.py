@@ -23,6 +23,8 @@ from implicitexp.truth.doubles import scalar
 
 DIRECTIONS = 8
 DIRECTIONS_SEED = 0  # the same directions for every strategy and every check
+# Of JAX's messages (0.12): interpreters/ad.py raises a TypeError, callback.py a ValueError.
+REFUSALS = ("can't apply forward-mode autodiff", "do not support JVP")
 STEP = 1.0 / 3.0  # power of the rounding that balances truncation and rounding in a central difference
 
 
@@ -64,17 +66,27 @@ def program_gradient(problem: Any, params: PyTree, batch: PyTree = None, solver:
     """The derivative of the computation with every accepted step, mesh and iteration count as it was: forward mode
     through the solver's own loop, without a tap. Along every parameter, or along fixed random directions above
     MAX_PARAMETERS; None where forward mode cannot be had or is not finite.
+
+    **Raises** what the loss itself raises in forward mode, as a derivative rule of the user's own may.
     """
     rows = directions(ravel_pytree(params)[0].size)
     try:
         found = derivatives_along(problem, params, batch, Solve(solver, ProgramTangent()), rows)
-    except (NotImplementedError, TypeError, ValueError):  # a custom vjp in the loss has no forward mode
+    except (NotImplementedError, Unsupported):  # a primitive without a rule; no derivative through this solver's loop
         return None
-    except Unsupported:  # no derivative through this solver's loop
+    except (TypeError, ValueError) as error:
+        if not refuses_forward_mode(error):
+            raise
         return None
     except RuntimeError:  # derivatives of Lineax's solves raise where they are singular, whatever `throw` says
         return None
     return found if np.all(np.isfinite(found.derivatives)) else None
+
+
+def refuses_forward_mode(error: Exception) -> bool:
+    """Whether JAX says that something in the loss has no forward mode: a custom vjp, a callback. What is wrong in a loss raises
+    the same types."""
+    return any(words in str(error) for words in REFUSALS)
 
 
 @eqx.filter_jit
