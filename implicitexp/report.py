@@ -85,10 +85,9 @@ def progress(settings: "Settings") -> Bar | Lines | Quiet:
 
 def state_of(training: "Training") -> str:
     """Loss, gradient error and speed in one line."""
-    loss = training.history[-1].get("loss") if training.history else None
-    parts = [f"loss {loss:.4g}" if loss is not None else "", f"gradient error {error_of(training.checks[-1].check)}",
-             f"{training.speed:.0f} updates/s"]  # fmt: skip
-    return "  ".join(part for part in parts if part)
+    parts = [f"loss {training.loss:.4g}"] if training.loss is not None else []
+    parts += [f"gradient error {error_of(training.checks[-1].check)}", f"{training.speed:.0f} updates/s"]
+    return "  ".join(parts)
 
 
 def error_of(check: Any) -> str:

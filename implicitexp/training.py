@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from implicitexp import figures, prepare, report, result
 from implicitexp.checking import Checked, Checker
 from implicitexp.cost import Cost
 from implicitexp.device import current, describe, local
 from implicitexp.experiment import ENDS, FAULTS, Experiment, Rows, State, Stopping, advance, answers, most
+from implicitexp.journal import Entry, Journal
 from implicitexp.record import Folder
 from implicitexp.reference import Referee, ReferenceSettings
 from implicitexp.result import RunResult
@@ -26,6 +28,8 @@ from implicitexp.solving import Solve
 
 AHEAD = 2  # chunks on their way while a line is logged: the device never waits for the host
 SECONDS_A_CHUNK = 0.5  # between two looks at the clock, the keyboard and the progress bar
+QUICK = 1e-3  # s, of updates whose speed is measured before the first chunk
+SOME = 64  # of them
 SECONDS_FOR_TRACKER = 60.0  # to wait at the end for what is still on its way into MLflow
 CHECKS = 10  # in a run, when `check_every` is not given
 LINES = 200  # in a run, when `log_every` is not given: what a figure and MLflow's charts can show
@@ -85,7 +89,7 @@ class Training:
         referee = Referee(experiment.problem, experiment.solver, settings.reference())
         self.checker = Checker(experiment, key, referee)
         self.cost: Cost | None = None
-        self.history: list[dict[str, Any]] = []
+        self.loss: float | None = None  # of the last update
         self.checks: list[Checked] = []
         self.evaluation: dict[str, float] = {}
         self.fault: dict[str, Any] | None = None
@@ -115,7 +119,7 @@ class Training:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """`train_seconds`: of all updates and of logging them, without compilation and checks."""
+        """`train_seconds`: of all updates, and of the lines that are written meanwhile; without compilation and checks."""
         began, checks = time.perf_counter(), self.check_seconds
         try:
             yield
@@ -135,7 +139,7 @@ class Training:
 
     def _look(self) -> None:
         """What the state says: the step, a fault, why training ended early (target_loss or patience; None: it did not)."""
-        self._seen(*jax.device_get((self.state.step, self.state.fault, self.state.end)))
+        self._seen(self.state.step, self.state.fault, self.state.end)
 
     def _seen(self, step: Any, fault: Any, end: Any) -> None:
         self.step, self.ended = int(step), ENDS[int(end)] if end else None
@@ -148,15 +152,12 @@ class Training:
             return False
         return self.step % self.every == 0 or self.step == self.settings.steps or self.ended is not None
 
-    def advance(self) -> list[dict[str, Any]]:
-        """Wait for the updates that were sent first -> lines to log.
-
-        Others are on their way by then, so the device computes while a line is written.
-        """
+    def advance(self) -> Entry:
+        """Wait for the updates that were sent first -> what came back. Others are on their way by then."""
         self._send_ahead()
         chunk = self._sent.popleft()
         state = chunk.state
-        done, rows, seen = jax.device_get((chunk.done, chunk.rows, (state.step, state.fault, state.end)))  # all at once
+        done, rows, seen = jax.tree.map(np.asarray, (chunk.done, chunk.rows, (state.step, state.fault, state.end)))
         now = time.perf_counter()
         self.state, self.speed, self._heard = state, int(done) / (now - max(chunk.began, self._heard)), now
         self._seen(*seen)
@@ -164,7 +165,9 @@ class Training:
             self._sent.clear()  # they changed nothing
         else:
             self._send_ahead()
-        return self._lines(rows)
+        self.loss = float(rows.metrics["loss"][rows.count - 1])
+        checked, self.pending = self.pending, {}
+        return Entry(rows, self.stride, checked, self.fault is not None)
 
     def _send_ahead(self) -> None:
         """Keep AHEAD chunks on their way, of as many updates as take about SECONDS_A_CHUNK, and none beyond the next check."""
@@ -179,36 +182,50 @@ class Training:
             first += count
 
     def _send(self, state: State, count: int) -> "Chunk":
-        inputs = (self.experiment, state, self.key, jnp.asarray(count, jnp.int32), jnp.asarray(self.stride, jnp.int32))
         began = time.perf_counter()
-        if self._advance is None:
-            self._advance = advance.lower(*inputs).compile()
-            nothing = (*inputs[:3], jnp.zeros_like(inputs[3]), inputs[4])
-            jax.block_until_ready(self._advance(*nothing))  # a program's first call is slow
-            self.compile_seconds, began = time.perf_counter() - began, time.perf_counter()
-        return Chunk(count, began, *self._advance(*inputs))
+        return Chunk(count, began, *self._call(state, count))
 
-    def _lines(self, rows: Any) -> list[dict[str, Any]]:
-        """Those of these `Rows` (NumPy's) that are logged: every `log_every`th, every checked one, and one with a fault."""
-        count = int(rows.count)
-        metrics = {name: x[:count].tolist() for name, x in rows.metrics.items()}
-        lines = []
-        for i, step in enumerate(rows.steps[:count].tolist()):
-            faulty = self.fault is not None and i == count - 1
-            if step % self.stride and not self.pending and not faulty:
-                continue
-            lines.append({"step": step, **{name: float(x[i]) for name, x in metrics.items()}, **self.pending})
-            self.pending = {}
-        self.history += lines
-        return lines
+    def _call(self, state: State, count: int) -> Any:
+        return self._advance(self._numbers, state, self.key, np.int32(count), np.int32(self.stride))
 
-    def last_line(self) -> list[dict[str, Any]]:
+    def compile(self) -> None:
+        """Make the program of all updates, and call it for the first time."""
+        began = time.perf_counter()
+        self._numbers, self._advance = _compiled(self.experiment, self.state, self.key)
+        self._warm_up()
+        self.compile_seconds = time.perf_counter() - began
+
+    def _warm_up(self) -> None:
+        """A program's first call is slow. And the first guess of the speed is that of a gradient, which for quick updates was
+        the time of a call: some are done to measure it, and thrown away."""
+
+        def seconds(count: int) -> float:
+            began = time.perf_counter()
+            jax.block_until_ready(self._call(self.state, count))
+            return time.perf_counter() - began
+
+        seconds(0)
+        if jax.process_count() == 1 and 1 / self.speed < QUICK:
+            call, count = min(seconds(0), seconds(0)), SOME
+            while (taken := seconds(count)) < 4 * call and 4 * count <= most(self.stride):
+                count *= 4
+            self.speed = count / max(taken - call, taken / 10)
+
+    def last_line(self) -> dict[str, Any]:
         """After the last update: loss and check at the last parameters, and where the time went."""
         times = {f"time/{what}_s": getattr(self, f"{what}_seconds") for what in ("train", "check", "compile")}
-        line = {"step": self.step, **self.pending, **times}
-        self.pending = {}
-        self.history.append(line)
-        return [line]
+        return {"step": self.step, **self.pending, **times}
+
+
+def _compiled(experiment: Experiment, state: State, key: Any) -> tuple[list, Any]:
+    """The experiment's numbers, and `advance` with them as its first argument: Python walks through no modules at each call."""
+    arrays, static = eqx.partition(experiment, eqx.is_array)
+    numbers, structure = jax.tree.flatten(arrays)
+
+    def call(numbers: list, *rest: Any) -> Any:
+        return advance(eqx.combine(jax.tree.unflatten(structure, numbers), static), *rest)
+
+    return numbers, jax.jit(call).lower(numbers, state, key, np.int32(0), np.int32(1)).compile()
 
 
 def train(problem: Any, solver: Any, gradient: Any, optimizer: Any, settings: Settings, tracker: Any) -> RunResult:
@@ -234,40 +251,39 @@ def train(problem: Any, solver: Any, gradient: Any, optimizer: Any, settings: Se
     folder = Folder(settings.folder, settings.config)
     tracked = result.begin(settings, tracker)
     with report.progress(settings) as bar, terminable():
-        status, exit_status = _loop(training, folder, tracked, bar)
-    return _close(training, folder, tracked, tracker, status, exit_status)
+        journal = Journal(folder, tracked)
+        status, exit_status = _loop(training, journal, bar)
+    return _close(training, journal, tracker, status, exit_status)
 
 
-def _loop(training: Training, folder: Folder, tracked: Any, bar: Any) -> tuple[str, int]:
+def _loop(training: Training, journal: Journal, bar: Any) -> tuple[str, int]:
     """-> status, exit status."""
     steps = training.settings.steps
-
-    def log(lines: list[dict[str, Any]]) -> None:
-        folder.log(lines)
-        tracked.log([(line["step"], {k: v for k, v in line.items() if k != "step"}) for line in lines])
-
     try:
         training.check()
         training.cost = training.checker.cost(training.state.params, 0)
         training.speed = 1e3 / training.cost.gradient_ms
         with training.timed():
+            training.compile()
             while training.step < steps and training.fault is None and training.ended is None:
-                log(training.advance())
+                journal.add(training.advance())
                 bar.update(training)
                 if training.fault is None and training.due():
                     training.check()
-        log(training.last_line())
+        journal.write(training.last_line())
     except KeyboardInterrupt:
-        return _stopped(training, "interrupted from the keyboard"), 130
+        return _stopped(training, journal, "interrupted from the keyboard"), 130
     except Terminated:
-        return _stopped(training, "terminated by SIGTERM"), 143
+        return _stopped(training, journal, "terminated by SIGTERM"), 143
     except Exception as error:
         training.fault = {"step": training.step, "reason": f"{type(error).__name__}: {error}".strip()}
-        (folder.path / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        (journal.folder.path / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        journal.write()
     return ("failed", 1) if training.fault else ("finished", 0)
 
 
-def _stopped(training: Training, reason: str) -> str:
+def _stopped(training: Training, journal: Journal, reason: str) -> str:
+    journal.write()
     training.fault = {"step": training.step, "reason": reason}
     return "killed"
 
@@ -289,11 +305,11 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _close(training: Training, folder: Folder, tracked: Any, tracker: Any, status: str, exit_status: int) -> RunResult:
+def _close(training: Training, journal: Journal, tracker: Any, status: str, exit_status: int) -> RunResult:
     """Figures, parameters, result, tracking; the table on the terminal."""
-    settings, params = training.settings, training.params
+    settings, params, folder, tracked = training.settings, training.params, journal.folder, journal.tracked
     folder.save_params(params)
-    warnings = [figures.drawn(folder, "run", lambda: figures.run_figure(training.history, title_of(settings)))]
+    warnings = [figures.drawn(folder, "run", lambda: figures.run_figure(journal.history, title_of(settings)))]
     if status != "killed":
         solve = Solve(training.experiment.solver, training.experiment.gradient)
         warnings.append(figures.drawn(folder, "answer", lambda: training.experiment.problem.figure(params, solve)))
@@ -306,7 +322,7 @@ def _close(training: Training, folder: Folder, tracked: Any, tracker: Any, statu
     if settings.progress:
         report.print_training(title_of(settings), facts, folder.path, outcome)
     report.print_warnings(outcome, warnings)
-    return RunResult(content, params, training.history, folder.path, exit_status)
+    return RunResult(content, params, journal.history, folder.path, exit_status)
 
 
 def title_of(settings: Settings) -> str:
