@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix as optx
 import pytest
 
 from implicitexp import solvers
@@ -58,7 +59,7 @@ def test_scalar_and_empty(float64):
 
 
 def test_acceleration_of_a_nonlinear_map(float64):
-    equation = FixedPoint(lambda y, _: jnp.arctan(8 * y), jnp.array(3.0))
+    equation = FixedPoint(lambda y, _: jnp.arctan(1.3 * y), jnp.array(3.0))  # contracts by 0.64
     plain, accelerated = (solve(equation, solver=solver) for solver in (solvers.Picard(), solvers.Anderson()))
     np.testing.assert_allclose(accelerated.value, plain.value, rtol=1e-7)
     assert accelerated.stats["steps"] < plain.stats["steps"]
@@ -110,3 +111,66 @@ def test_no_step_runs_away_into_the_tolerance():
     assert right or refused
     near = solve(FixedPoint(map_.fn, start / 100), solver=solvers.Anderson())
     np.testing.assert_allclose(near.value, 0.0, atol=1e-7)
+
+
+def steps_of(solver, matrix, b):
+    sol = optx.fixed_point(lambda y, _: matrix @ y + b, solver, jnp.zeros_like(b), max_steps=1000)
+    return int(sol.stats["num_steps"])
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("largest", "plain"), [(0.3, True), (0.6, False)])
+def test_plain_steps_where_the_map_contracts_quickly(largest, plain):
+    """A rotation contracts by `largest` in every step: on both sides of QUICK."""
+    q, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
+    b = jnp.array([1.0, -2.0, 0.5])
+    picard, ours = (
+        steps_of(kind(1e-10, 1e-10), largest * q, b)
+        for kind in (optx.FixedPointIteration, anderson.AndersonAcceleration)
+    )
+    assert (ours >= picard) == plain  # ours looks at the residual of y, Picard's at that of its image
+    assert ours <= picard + 1
+
+
+@pytest.mark.usefixtures("float64")
+def test_lanes_take_the_steps_that_they_take_alone():
+    """Under vmap the ring is written by a selection and the branches are one: a quick lane, a slow one, two in between."""
+    solver = anderson.AndersonAcceleration(1e-10, 1e-10, history=3)
+    matrices = jnp.stack([contraction(6, largest)[0] for largest in (0.2, 0.97, 0.6, 0.8)])
+    b = contraction(6)[1]
+
+    def run(matrix):
+        sol = optx.fixed_point(lambda y, m: m @ y + b, solver, jnp.zeros(6), matrix, max_steps=1000)
+        return sol.value, sol.stats["num_steps"], jnp.stack([f(b) for f in solver.inverse(sol.state)])
+
+    alone = jax.jit(lambda: [run(matrix) for matrix in matrices])()
+    values, steps, inverses = jax.jit(jax.vmap(run))(matrices)
+    np.testing.assert_array_equal(steps, [x[1] for x in alone])
+    np.testing.assert_allclose(values, [x[0] for x in alone], rtol=1e-9)
+    np.testing.assert_allclose(
+        inverses, [x[2] for x in alone], rtol=1e-4
+    )  # of differences of the size of the tolerance
+
+
+@pytest.mark.usefixtures("float64")
+def test_derivatives_of_the_steps():
+    """Reverse, forward and under vmap: of eight steps, in which the ring of three is written over, against differences."""
+    solver = anderson.AndersonAcceleration(1e-12, 1e-12, history=3)
+    matrix, b = contraction(5, 0.8)
+
+    def after_eight(b):
+        def advance(carry, _):
+            y, state = carry
+            return solver.advance(y, jnp.tanh(matrix @ y) + b - y, state), None
+
+        y = jnp.zeros_like(b)
+        return jnp.sin(jax.lax.scan(advance, (y, solver.start(y)), None, 8)[0][0]).sum()
+
+    along = jnp.array([1.0, -1.0, 2.0, 0.5, -0.3])
+    h = 1e-5
+    expected = (after_eight(b + h * along) - after_eight(b - h * along)) / (2 * h)
+    gradient, tangent = jax.jit(lambda b: (jax.grad(after_eight)(b), jax.jvp(after_eight, (b,), (along,))[1]))(b)
+    np.testing.assert_allclose(gradient @ along, expected, rtol=1e-6)
+    np.testing.assert_allclose(tangent, expected, rtol=1e-6)
+    lanes = jax.jit(jax.vmap(jax.grad(after_eight)))(jnp.stack([b, 2 * b]))
+    np.testing.assert_allclose(lanes[0], gradient, rtol=1e-8)

@@ -8,6 +8,7 @@ import optimistix as optx
 import pytest
 from lineax_cases import ROUND_OFF, system
 
+from implicitexp.adjoints.linear.products import Products
 from implicitexp.adjoints.linear.small_dense import SmallDense
 from implicitexp.adjoints.linear.solvers import Auto, NeumannSeries, Preconditioned, Recorded, jacobi
 
@@ -219,9 +220,9 @@ AUTO = {
     "four": (4, (), 1, SmallDense, "4 unknowns, at most 4"),
     "five": (5, (), 1, lx.LU, "5 unknowns, at most 256"),
     "definite": (256, (lx.positive_semidefinite_tag,), 1, lx.Cholesky, "definite: Cholesky"),
-    "large": (257, (), 1, lx.GMRES, "257 unknowns, above 256"),
+    "large": (257, (), 1, Products, "257 unknowns, above 256"),
     "large_definite": (257, (lx.negative_semidefinite_tag,), 1, lx.CG, "definite: CG"),
-    "batch": (200, (), 3356, lx.GMRES, "3356 matrices of 200 by 200, 1.0 GiB"),
+    "batch": (200, (), 3356, Products, "3356 matrices of 200 by 200, 1.0 GiB"),
     "smaller_batch": (200, (), 3355, lx.LU, "no structure: LU"),
 }
 
@@ -251,5 +252,10 @@ def test_auto_takes_tolerances_and_least_squares(float64):
     tall = Auto().choose(lx.MatrixLinearOperator(jnp.ones((3, 2))))
     assert isinstance(tall.solver, lx.QR)
     assert "3 equations for 2 unknowns" in tall.reason
-    choice = Auto(rtol=1e-3, atol=1e-4, max_steps=7).choose(twice(300))
-    assert (choice.solver.rtol, choice.solver.atol, choice.solver.max_steps) == (1e-3, 1e-4, 7)
+    given, default = (auto.choose(twice(300)).solver for auto in (Auto(rtol=1e-3, atol=1e-4, max_steps=7), Auto()))
+    assert isinstance(given, Products)
+    assert isinstance(default, Products)
+    assert (given.rtol, given.atol, given.max_steps) == (1e-3, 1e-4, 7)
+    assert default.atol == 0  # the same for a right-hand side of any scale
+    turn = lx.FunctionLinearOperator(lambda v: 1j * v, jax.ShapeDtypeStruct((300,), jnp.complex128))
+    assert isinstance(Auto().choose(turn).solver, lx.GMRES)

@@ -31,6 +31,7 @@ from optimistix_cases import (
 
 from implicitexp.adjoints.implicit.fixed_points import Iterated, Neumann, OneStep, Phantom, Reuse, Shine
 from implicitexp.adjoints.implicit.last_steps import Truncated
+from implicitexp.solvers.anderson import AndersonAcceleration
 
 
 @pytest.mark.usefixtures("float64")
@@ -206,3 +207,32 @@ def test_the_tolerance_of_iterated_means_what_it_says(rtol):
     error = np.linalg.norm(gradient - exactly) / np.linalg.norm(C)
     bound = rtol * (1 + np.linalg.norm(exactly)) * N / 0.3
     assert bound / 100 < error < bound or (rtol == 1e-12 and error < bound)
+
+
+def test_reuse_of_a_bad_inverse(float64):
+    """A contraction of 0.99, on which Anderson's five differences say little: all of its 100 directions are needed, and kept."""
+    rng = np.random.default_rng(13)
+    basis = np.linalg.qr(rng.normal(size=(100, 100)))[0]
+    matrix = jnp.asarray((basis * np.linspace(-0.99, 0.99, 100)) @ basis.T)
+    solver = AndersonAcceleration(1e-8, 1e-8)
+
+    def total(a):
+        y = optx.fixed_point(lambda y, a: matrix @ y + a, solver, a, a, adjoint=Reuse(), max_steps=1000).value
+        return jnp.sum(y)
+
+    exactly = np.linalg.solve(np.eye(100) - matrix.T, np.ones(100))
+    gradient = jax.grad(total)(jnp.asarray(rng.normal(size=100)))
+    np.testing.assert_allclose(gradient, exactly, atol=1e-7 * np.linalg.norm(exactly))  # 1e-9 times a condition of 100
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("solver", "reach"), [(PICARD, 2**-39), (optx.FixedPointIteration(1e-5, 1e-5), 1e-6)])
+def test_the_adjoint_of_a_rough_solution_is_no_better_than_it(solver, reach):
+    """eps^(3/4), or a tenth of the solver's rtol: M is 0.7 times a rotation, so that the plain steps can be counted."""
+    seen = []
+    adjoint = Iterated(accelerate=None, record=lambda residual, steps: seen.append((float(residual), int(steps))))
+    jax.block_until_ready(jax.grad(lambda a: value((fixed_point, solver, adjoint))(a) @ C)(jnp.asarray(A)))
+    jax.effects_barrier()
+    ((residual, steps),) = seen
+    assert abs(steps - np.log(reach) / np.log(0.7)) < 4  # the tolerance is between once and twice `reach`, as |w| is
+    assert residual < 2 * reach

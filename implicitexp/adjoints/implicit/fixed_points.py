@@ -23,11 +23,11 @@ from jaxtyping import Array, Float
 
 from implicitexp.adjoints.implicit.inverses import PreconditionerName, Scaled, check, inverse_at
 from implicitexp.adjoints.implicit.iterated import Acceleration, AdjointIteration, unit
-from implicitexp.adjoints.implicit.krylov import smallest_residual
+from implicitexp.adjoints.implicit.krylov import directions, smallest_residual
 from implicitexp.adjoints.implicit.linear import LOOSE, SINGULAR
 from implicitexp.adjoints.implicit.optimistix_private import Inputs, Solved, at_solution, forgotten, keeping
 
-MEMORY = 30  # directions that `Reuse` keeps: with a good preconditioner it takes two or three
+SHARE = 0.1  # of the forward solver's rtol: what the adjoint equation of its fixed point adds is below its own error
 
 Vector = Float[Array, " n"]
 Product = Callable[[Vector], Vector]
@@ -45,8 +45,8 @@ class AbstractInverseAdjoint(optx.AbstractAdjoint):
     otherwise: eqx.AbstractClassVar[str]  # what B is when none is given, but for a fixed point, where it is -1
 
     @abc.abstractmethod
-    def solve(self, apply: Product, inverse: Product, b: Vector) -> Vector:
-        """x with A x = b, or what stands for it."""
+    def solve(self, apply: Product, inverse: Product, b: Vector, reach: Any) -> Vector:
+        """x with A x = b, or what stands for it; `reach` is the tolerance where none is given."""
 
     def chosen(self, inputs: Inputs) -> Any:
         """What B is: a name, or a number that B^-1 is. f of a fixed point is T(y) - y, so that B = -1 is near to A."""
@@ -70,11 +70,12 @@ class AbstractInverseAdjoint(optx.AbstractAdjoint):
     def tangent(self, at: Solved, moved: Vector) -> Vector:
         """dy for df = `moved`; linear, with a transpose of its own."""
         inverse = inverse_at(at, self.chosen(at.inputs), type(self).__name__)
+        reach = _reach(at.inputs, at.y.dtype)
         return jax.lax.custom_linear_solve(
             jax.linearize(at.f, at.y)[1],
             -moved,
-            lambda apply, b: self.solve(apply, inverse.forward, b),
-            lambda apply, b: self.solve(apply, inverse.transposed, b),
+            lambda apply, b: self.solve(apply, inverse.forward, b, reach),
+            lambda apply, b: self.solve(apply, inverse.transposed, b, reach),
         )
 
 
@@ -83,7 +84,8 @@ class Iterated(AbstractInverseAdjoint):
     w <- (dT/dy)^T w + c, matrix-free (B. Christianson 1994, "Reverse accumulation and attractive fixed points",
     Optimization Methods and Software 3(4)).
 
-    `rtol`, `atol`: relative to c's norm, None for eps^(3/4); `max_steps`: None for 1000, or 10,000 without acceleration.
+    `rtol`, `atol`: relative to c's norm; None for eps^(3/4), or a tenth of a fixed point solver's own `rtol` if that is more.
+    `max_steps`: None for 1000, or 10,000 without acceleration.
     `accelerate`: "anderson" or None. Where it does not converge, the derivative is NaN. `record(residual, steps)`, a function
     of the host, is called after each adjoint solve, the residual being relative.
 
@@ -104,15 +106,18 @@ class Iterated(AbstractInverseAdjoint):
         if self.accelerate not in ("anderson", None):
             raise ValueError(f"accelerate={self.accelerate!r} is not 'anderson' or None.")
 
-    def solve(self, apply, inverse, b):
+    def solve(self, apply, inverse, b, reach):
         b, size = unit(b)
-        iteration = AdjointIteration(self.rtol, self.atol, self.max_steps, self.accelerate)
+        rtol, atol = (reach if t is None else t for t in (self.rtol, self.atol))
+        iteration = AdjointIteration(rtol, atol, self.max_steps, self.accelerate)
 
         def step(w: Vector) -> Vector:
             return w - inverse(apply(w) - b)
 
         w, converged, steps, _ = iteration(step, b, 0 if isinstance(inverse, Scaled) else None)
-        return _reported(self.record, w, size, jnp.linalg.norm(apply(w) - b), steps, converged)
+        if self.record is not None:
+            jax.debug.callback(self.record, jnp.linalg.norm(apply(w) - b), steps)
+        return jnp.where(converged, w * size, jnp.nan)
 
 
 class OneStep(AbstractInverseAdjoint):
@@ -129,8 +134,8 @@ class OneStep(AbstractInverseAdjoint):
     def __check_init__(self):
         check(self.preconditioner)
 
-    def solve(self, apply, inverse, b):
-        del apply
+    def solve(self, apply, inverse, b, reach):
+        del apply, reach
         return inverse(b)
 
 
@@ -151,7 +156,8 @@ class Neumann(AbstractInverseAdjoint):
         if self.terms < 1:
             raise ValueError(f"Neumann needs at least one term, not {self.terms}; OneStep() is Neumann(1).")
 
-    def solve(self, apply, inverse, b):
+    def solve(self, apply, inverse, b, reach):
+        del reach
         return _damped(apply, inverse, b, self.terms, 1)
 
 
@@ -173,7 +179,8 @@ class Phantom(AbstractInverseAdjoint):
         if self.steps < 1:
             raise ValueError(f"Phantom needs at least one step, not {self.steps}.")
 
-    def solve(self, apply, inverse, b):
+    def solve(self, apply, inverse, b, reach):
+        del reach
         return _damped(apply, inverse, b, self.steps, self.damping)
 
 
@@ -199,7 +206,8 @@ class Shine(AbstractInverseAdjoint):
         if self.refine < 0:
             raise ValueError(f"refine is a number of steps, not {self.refine}.")
 
-    def solve(self, apply, inverse, b):
+    def solve(self, apply, inverse, b, reach):
+        del reach
         x, steps = inverse(b), jnp.array(0, jnp.int32)
         if self.refine:
             x, steps = smallest_residual(
@@ -213,10 +221,11 @@ class Shine(AbstractInverseAdjoint):
 
 class Reuse(AbstractInverseAdjoint):
     """The implicit derivative by a Krylov solve that the forward solver's own inverse preconditions (see `Shine`): exact to
-    `rtol` and `atol` (relative to the right-hand side's norm, None: eps^(3/4)), without a factorization.
+    `rtol` and `atol` (relative to the right-hand side's norm, None: as `Iterated`'s), without a factorization.
 
     After Newton's method it takes one or two products with the Jacobian. Where it does not converge within `max_steps` (None:
-    the number of unknowns, at least 100), the derivative is NaN. `record`: as `Iterated`'s.
+    twice the number of unknowns, at least 100), the derivative is NaN. It keeps 30 directions, up to 128 unknowns all of them.
+    `record`: as `Iterated`'s.
 
     **Raises** `Unsupported` where the solver holds no inverse.
     """
@@ -231,28 +240,31 @@ class Reuse(AbstractInverseAdjoint):
     def __check_init__(self):
         check(self.preconditioner)
 
-    def solve(self, apply, inverse, b):
+    def solve(self, apply, inverse, b, reach):
         b, size = unit(b)
-        default = jnp.finfo(b.dtype).eps ** 0.75
-        rtol, atol = (jnp.asarray(default if t is None else t, b.dtype) for t in (self.rtol, self.atol))
-        limit = max(b.size, 100) if self.max_steps is None else self.max_steps
+        rtol, atol = (jnp.asarray(reach if t is None else t, b.dtype) for t in (self.rtol, self.atol))
+        limit = max(2 * b.size, 100) if self.max_steps is None else self.max_steps
         x, steps = smallest_residual(
-            apply, inverse, b, jnp.zeros_like(b), max_steps=limit, memory=MEMORY, tolerance=rtol + atol
+            apply, inverse, b, jnp.zeros_like(b), max_steps=limit, memory=directions(b.size), tolerance=rtol + atol
         )
         residual = jnp.linalg.norm(apply(x) - b)
         amplified = jnp.linalg.norm(apply(b)) * jnp.linalg.norm(x) * jnp.finfo(b.dtype).eps  # rounding leaves so much
         converged = (residual <= LOOSE * (rtol + atol + amplified)) & (amplified < SINGULAR)
-        return _reported(self.record, x, size, residual, steps, converged)
+        if self.record is not None:
+            jax.debug.callback(self.record, residual, steps)
+        return jnp.where(converged, x * size, jnp.nan)
+
+
+def _reach(inputs: Inputs, dtype: Any) -> Any:
+    """eps^(3/4), or where the solution is a fixed point that is no better than its solver's tolerance, a share of that. The
+    error of a root by Newton's method, or of a minimum, is not of the size of its tolerance."""
+    default = jnp.finfo(dtype).eps ** 0.75
+    if inputs.kind != "fixed_point":
+        return default
+    return jnp.maximum(default, jax.lax.stop_gradient(jnp.asarray(SHARE * inputs.solver.rtol, dtype)))
 
 
 def _damped(apply: Product, inverse: Product, b: Vector, steps: int, damping: Any) -> Vector:
     """x <- x - damping B^-1 (A x - b), `steps` times from x = 0, whose first step needs no product."""
     damping = jnp.asarray(damping, b.dtype)
     return jax.lax.fori_loop(1, steps, lambda _, x: x - damping * inverse(apply(x) - b), damping * inverse(b))
-
-
-def _reported(record: Record, x: Vector, size: Array, residual: Array, steps: Array, converged: Array) -> Vector:
-    """x times the size of its right-hand side, or NaN; and the report, if one is wanted."""
-    if record is not None:
-        jax.debug.callback(record, residual, steps)
-    return jnp.where(converged, x * size, jnp.nan)

@@ -18,7 +18,7 @@ from implicitexp.adjoints.implicit.iterated import factor, precondition
 from implicitexp.adjoints.implicit.linear import Linearization
 from implicitexp.adjoints.implicit.optimistix_private import Inputs, Solved, constant, factors, inverse_hessian
 from implicitexp.errors import Unsupported
-from implicitexp.solvers.anderson import AndersonAcceleration, mixed
+from implicitexp.solvers.anderson import AndersonAcceleration
 from implicitexp.solvers.broyden import Broyden
 
 PreconditionerName = Literal["solver", "last", "start", "identity"]
@@ -80,10 +80,8 @@ def of_solver(at: Solved) -> Inverse | None:
     held = factors(solver, state)
     if held is not None:
         return _of_factors(*held, at.inputs)
-    if isinstance(solver, Broyden):
+    if isinstance(solver, Broyden | AndersonAcceleration):
         return Inverse(*solver.inverse(state))
-    if isinstance(solver, AndersonAcceleration):
-        return _of_differences(solver, state)
     product = inverse_hessian(solver, state)
     if product is None:
         return None
@@ -107,17 +105,6 @@ def _of_factors(linear_solver: Any, state: PyTree, inputs: Inputs) -> Inverse:
         lambda v: solve(state, {}, values(v)),
         lambda v: solve(backwards, options, unknowns(v)),
     )
-
-
-def _of_differences(solver: AndersonAcceleration, state: Any) -> Inverse:
-    """Anderson's step is y - H f(y): H is minus the damping, with a correction on the differences of the last iterates."""
-    used = (jnp.arange(solver.history) < state.filled - 1)[:, None]
-    dy, dr = jnp.where(used, state.dy, 0), jnp.where(used, state.dr, 0)
-
-    def forward(v: Vector) -> Vector:
-        return mixed(dy, dr, v, solver.damping) - solver.damping * v
-
-    return Inverse(forward, lambda v: jax.linear_transpose(forward, v)(v)[0])
 
 
 def _zeros(tree: PyTree) -> PyTree:

@@ -15,9 +15,7 @@ import optimistix as optx
 from jaxtyping import Array, Float
 
 from implicitexp.adjoints.implicit.linear import SINGULAR, Linearization
-from implicitexp.solvers.algebraic import LoopAdjoint
 from implicitexp.solvers.anderson import AndersonAcceleration
-from implicitexp.solvers.base import PLAIN
 
 PreconditionerName = Literal["last", "start", "identity"]
 Acceleration = Literal["anderson"] | None
@@ -50,26 +48,54 @@ class AdjointIteration(eqx.Module):
         default = jnp.finfo(b.dtype).eps ** 0.75
         rtol = default if self.rtol is None else self.rtol
         atol = jnp.maximum(default if self.atol is None else self.atol, SAFE * noise)
-        sol = optx.fixed_point(
-            lambda w, _: step(w),
-            self._method(rtol, atol),
-            jnp.zeros_like(b),
-            max_steps=MAX_STEPS[self.accelerate] if self.max_steps is None else self.max_steps,
-            throw=False,
-            adjoint=LoopAdjoint(PLAIN),
-        )
-        w = sol.value
+        # In the norm that b has: the largest entry would let n of them be off by the tolerance each.
+        method = AndersonAcceleration(rtol, atol, norm=optx.two_norm, history=HISTORY)
+        limit = MAX_STEPS[self.accelerate] if self.max_steps is None else self.max_steps
+        if self.accelerate is None:
+            w, near, steps = _plain(step, method.error, b, limit)
+        else:
+            w, near, steps = _accelerated(step, method, b, limit)
         # So large a w does not move when the right-hand side, of norm one, is added: it looks converged and is not.
         size = jnp.linalg.norm(w)
         regular = (size < SINGULAR / jnp.finfo(b.dtype).eps) & (noise <= SINGULAR * size)
-        converged = (sol.result == optx.RESULTS.successful) & regular & jnp.all(jnp.isfinite(w))
-        return w, converged, jnp.asarray(sol.stats["num_steps"], jnp.int32), jnp.linalg.norm(step(w) - w)
+        return w, near & regular & jnp.isfinite(size), steps, jnp.linalg.norm(step(w) - w)
 
-    def _method(self, rtol: Any, atol: Any) -> optx.AbstractFixedPointSolver:
-        """In the norm that b has: the largest entry would let n of them be off by the tolerance each."""
-        if self.accelerate is None:
-            return optx.FixedPointIteration(rtol, atol, optx.two_norm)
-        return AndersonAcceleration(rtol, atol, norm=optx.two_norm, history=HISTORY)
+
+Step = Callable[[Vector], Vector]
+Found = tuple[Vector, Array, Array]  # w, whether it is there, after how many steps
+
+
+def _plain(step: Step, error: Callable[[Vector, Vector], Array], b: Vector, limit: int) -> Found:
+    """w <- step(w)."""
+
+    def going(carry):
+        _, left, steps = carry
+        return (left >= 1) & (steps < limit)
+
+    def advance(carry):
+        w, _, steps = carry
+        image = step(w)
+        return image, error(image - w, image), steps + 1
+
+    start = jnp.zeros_like(b), jnp.array(jnp.inf, b.dtype), jnp.array(0, jnp.int32)
+    w, left, steps = jax.lax.while_loop(going, advance, start)
+    return w, left < 1, steps
+
+
+def _accelerated(step: Step, method: AndersonAcceleration, b: Vector, limit: int) -> Found:
+    """The same by Anderson's method."""
+
+    def going(carry):
+        _, state, steps = carry
+        return (state.error >= 1) & (steps < limit)
+
+    def advance(carry):
+        w, state, steps = carry
+        return *method.advance(w, step(w) - w, state), steps + 1
+
+    w = jnp.zeros_like(b)
+    w, state, steps = jax.lax.while_loop(going, advance, (w, method.start(w), jnp.array(0, jnp.int32)))
+    return w, state.error < 1, steps
 
 
 def unit(b: Vector) -> tuple[Vector, Array]:

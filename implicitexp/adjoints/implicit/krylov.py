@@ -10,9 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 FALLEN = 0.9  # of the residual before: with less progress the residual is no new direction (section 4 there)
+MEMORY = (
+    30  # directions that are kept, 10 more than Lineax's GMRES keeps; with a good preconditioner it takes two or three
+)
+KEPT = 2**14  # numbers: more directions, up to n of them, where these hold more, which end it without a good one
 SPENT = 100.0  # in units of eps: an image that keeps less than this of its length lies in the space of the last ones
 
 Vector = Float[Array, " n"]
@@ -24,7 +28,7 @@ def smallest_residual(
     b: Vector,
     x: Vector,
     *,
-    max_steps: int,
+    max_steps: int | Int[Array, ""],
     memory: int,
     tolerance: Any,
 ) -> tuple[Vector, Array]:
@@ -62,6 +66,11 @@ def smallest_residual(
     start = (x, residual, _unit(residual), none, none, jnp.array(0, jnp.int32))
     x, _, _, _, _, steps = jax.lax.while_loop(going, advance, start)
     return x, steps
+
+
+def directions(n: int) -> int:
+    """How many to keep of n unknowns: all of up to 128."""
+    return max(MEMORY, min(n, KEPT // max(n, 1)))
 
 
 def _unit(v: Vector) -> Vector:

@@ -14,14 +14,17 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from implicitexp.adjoints.implicit.products import by_products
+
 LinearSolverName = Literal["auto", "lu", "qr", "cg", "gmres", "bicgstab", "normal_cg"]
-DENSE_UP_TO = 256  # unknowns: above this `auto` is matrix-free (GMRES), see docs/strategies.md
+DENSE_UP_TO = 256  # unknowns: above this `auto` is matrix-free (BiCGStab), see docs/strategies.md
 SINGULAR = 0.1  # an amplification |A| |x| / |b| above this over eps: no digit of x is right
 LOOSE = 100.0  # a residual above this times the tolerance is not a solution, whatever the solver says
 
 
 class LinearSolve(eqx.Module):
-    """How to solve A x = b: `name`, and for the iterative methods tolerances (None: those of the solver)."""
+    """How to solve A x = b: `name`, and for the iterative methods tolerances (None: those of the solver). `max_steps` counts
+    products with `auto` and `bicgstab`, else what Lineax's method counts."""
 
     name: LinearSolverName = eqx.field(static=True, default="auto")
     rtol: Any = None
@@ -60,28 +63,16 @@ class LinearSolve(eqx.Module):
     def _by_products(self, operator: Any, b: Array) -> tuple[Array, Array, Array, Array]:
         """The same by products with A. Its size is seen from one product, enough to tell 1e16 from a solution."""
         product = operator.mv(b)
-        # Lineax's BiCGStab takes a negative step for a breakdown in float32: give it the sign that steps forward.
-        sign = jnp.where((self.name == "bicgstab") & (b @ product < 0), -1, 1).astype(b.dtype)
-        x, successful, steps = self._iterate(sign * operator, sign * b)
-        if self.name == "bicgstab":
-            x, successful, steps = self._or_gmres(operator, b, x, successful, steps)
+        if self.name in ("auto", "bicgstab"):
+            found = by_products(
+                lx.linearise(operator).mv, b, tolerance=sum(self._tolerances(b)), max_products=self.max_steps
+            )
+            x, successful, steps = found.x, found.converged, found.products
+        else:
+            solution = lx.linear_solve(*self._iterative(operator, b), throw=False)
+            x, successful = solution.value, solution.result == lx.RESULTS.successful
+            steps = jnp.asarray(solution.stats.get("num_steps", 0), jnp.int32)
         return x, successful, steps, jnp.linalg.norm(product) * jnp.linalg.norm(x)
-
-    def _iterate(self, operator: Any, b: Array) -> tuple[Array, Array, Array]:
-        solution = lx.linear_solve(*self._iterative(operator, b), throw=False)
-        steps = jnp.asarray(solution.stats.get("num_steps", 0), jnp.int32)
-        return solution.value, solution.result == lx.RESULTS.successful, steps
-
-    def _or_gmres(self, operator: Any, b: Array, x: Array, successful: Array, steps: Array) -> Any:
-        """BiCGStab breaks down where it is exact after a step (A a multiple of the identity, say), since Lineax's goes on
-        for one more and divides zero by zero. GMRES does not."""
-
-        def again(_):
-            x, successful, more = LinearSolve("gmres", self.rtol, self.atol, self.max_steps)._iterate(operator, b)
-            return x, successful, steps + more
-
-        broken = ~(successful & jnp.all(jnp.isfinite(x)))
-        return jax.lax.cond(broken, again, lambda _: (x, successful, steps), None)
 
     def _dense(self, n: int) -> bool:
         return self.name in ("lu", "qr") or (self.name == "auto" and n <= DENSE_UP_TO)
@@ -101,8 +92,6 @@ class LinearSolve(eqx.Module):
             return tagged, b, lx.CG(rtol, atol, max_steps=self.max_steps)
         if self.name == "normal_cg":
             return operator, b, lx.Normal(lx.CG(rtol, atol, max_steps=self.max_steps))
-        if self.name == "bicgstab":
-            return operator, b, lx.BiCGStab(rtol, atol, max_steps=self.max_steps)
         return operator, b, lx.GMRES(rtol, atol, max_steps=self.max_steps)
 
 

@@ -10,6 +10,7 @@ import lineax as lx
 from jaxtyping import PyTree
 
 from implicitexp.adjoints.implicit.linear import DENSE_UP_TO
+from implicitexp.adjoints.linear.products import Products
 from implicitexp.adjoints.linear.small_dense import LARGEST, SmallDense
 
 Operator = lx.AbstractLinearOperator
@@ -29,8 +30,11 @@ class Auto(lx.AbstractLinearSolver):
 
     `choose(operator)` says which, and why. Diagonal, triangular and tridiagonal systems have methods of their own; up to four
     unknowns `SmallDense`; up to `DENSE_UP_TO`, or as far as a batch of matrices fits into `MEMORY`, Cholesky for a definite
-    matrix, else LU; above that CG for a definite matrix, else GMRES, to `rtol` and `atol` (None: eps^(3/4)); QR where rows
-    and columns differ in number.
+    matrix, else LU; above that CG for a definite matrix, else `Products` (BiCGStab that does not break down), for complex
+    numbers GMRES; QR where rows and columns differ in number.
+
+    `rtol`: None for eps^(3/4). `atol`: None for 0 with `Products`, whose result then does not depend on the right-hand side's
+    scale, else eps^(3/4). `max_steps`: of the method taken, which its own documentation counts.
 
     `batch`: how many systems are solved at once. Under `jax.vmap` a solver sees one of them, and cannot count.
     """
@@ -58,8 +62,6 @@ class Auto(lx.AbstractLinearSolver):
     def _by_size(self, operator: Operator, n: int) -> Choice:
         dtype = jnp.result_type(*(x.dtype for x in jax.tree.leaves(operator.in_structure())))
         memory = self.batch * n * n * dtype.itemsize
-        default = float(jnp.finfo(dtype).eps) ** 0.75
-        rtol, atol = (default if x is None else x for x in (self.rtol, self.atol))
         if n <= DENSE_UP_TO and memory <= MEMORY:
             size = f"{n} unknowns, at most {DENSE_UP_TO}"
             if definite(operator):
@@ -68,9 +70,18 @@ class Auto(lx.AbstractLinearSolver):
         size = f"{n} unknowns, above {DENSE_UP_TO}"
         if n <= DENSE_UP_TO:
             size = f"{self.batch} matrices of {n} by {n}, {memory / 2**30:.1f} GiB, above {MEMORY / 2**30:.1f}"
+        return self._by_products(operator, dtype, size)
+
+    def _by_products(self, operator: Operator, dtype: Any, size: str) -> Choice:
+        default = float(jnp.finfo(dtype).eps) ** 0.75
+        rtol, atol = (default if x is None else x for x in (self.rtol, self.atol))
         if definite(operator):
             return Choice(lx.CG(rtol, atol, max_steps=self.max_steps), f"{size}, definite: CG, by products alone")
-        return Choice(lx.GMRES(rtol, atol, max_steps=self.max_steps), f"{size}, no structure: GMRES, by products alone")
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            solver = lx.GMRES(rtol, atol, max_steps=self.max_steps)
+            return Choice(solver, f"{size}, no structure, complex: GMRES, by products alone")
+        solver = Products(rtol, 0.0 if self.atol is None else atol, self.max_steps)
+        return Choice(solver, f"{size}, no structure: BiCGStab, by products alone")
 
     def init(self, operator: Operator, options: dict[str, Any]) -> PyTree:
         solver = self.choose(operator).solver
