@@ -76,10 +76,15 @@ class AndersonAcceleration(optx.AbstractFixedPointSolver):
 
     def start(self, y: Vector) -> _State:
         """Before the first step from y."""
-        empty = jnp.zeros((self.history, y.size), y.dtype)
         inf = jnp.array(jnp.inf, jnp.finfo(y.dtype).dtype)
+        return self.after(y, jnp.zeros_like(y), inf, inf, count=0)
+
+    def after(self, y: Vector, r: Vector, size: Scalar, error: Scalar, count: int = 1) -> _State:
+        """After a plain step from y, where the residual was r, of this size: without a history, but for that one step."""
+        empty = jnp.zeros((self.history, y.size), y.dtype)
         gram = jnp.zeros((self.history, self.history), y.dtype)
-        return _State(y, jnp.zeros_like(y), empty, empty, gram, inf, jnp.array(0, jnp.int32), jnp.array(True), inf)
+        quick = jnp.array(count == 0)
+        return _State(y, r, empty, empty, gram, size, jnp.array(count, jnp.int32), quick, error)
 
     def advance(self, y: Vector, r: Vector, state: _State) -> tuple[Vector, _State]:
         """From y, where the residual T(y) - y is r: the next y."""

@@ -114,7 +114,8 @@ class Iterated(AbstractInverseAdjoint):
         def step(w: Vector) -> Vector:
             return w - inverse(apply(w) - b)
 
-        w, converged, steps, _ = iteration(step, b, 0 if isinstance(inverse, Scaled) else None)
+        noise = 0 if isinstance(inverse, Scaled) else None
+        w, converged, steps, _ = iteration(step, b, noise, start=inverse(b))
         if self.record is not None:
             jax.debug.callback(self.record, jnp.linalg.norm(apply(w) - b), steps)
         return jnp.where(converged, w * size, jnp.nan)

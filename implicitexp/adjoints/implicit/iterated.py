@@ -5,9 +5,10 @@ iteration is accelerated (Anderson); that it did not converge is reported, never
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
@@ -15,7 +16,7 @@ import optimistix as optx
 from jaxtyping import Array, Float
 
 from implicitexp.adjoints.implicit.linear import SINGULAR, Linearization
-from implicitexp.solvers.anderson import AndersonAcceleration
+from implicitexp.solvers.anderson import QUICK, AndersonAcceleration
 
 PreconditionerName = Literal["last", "start", "identity"]
 Acceleration = Literal["anderson"] | None
@@ -37,12 +38,13 @@ class AdjointIteration(eqx.Module):
     accelerate: Acceleration = eqx.field(static=True, default="anderson")
 
     def __call__(
-        self, step: Callable[[Vector], Vector], b: Vector, noise: Any = None
+        self, step: Callable[[Vector], Vector], b: Vector, noise: Any = None, start: Vector | None = None
     ) -> tuple[Vector, Array, Array, Array]:
-        """The fixed point of w <- step(w), from w = 0, for |b| = 1: -> w, converged, steps, residual |step(w) - w|.
+        """The fixed point of w <- step(w), for |b| = 1: -> w, converged, steps, residual |step(w) - w|.
 
         `noise`: what the rounding of a step is, below which no residual comes, whatever the tolerance. None: `rounding`'s
-        sample of it; 0 where no preconditioner amplifies it.
+        sample of it; 0 where no preconditioner amplifies it. `start`: the first w, zero if not given; step(0) is known
+        without a product.
         """
         noise = rounding(step, b) if noise is None else noise
         default = jnp.finfo(b.dtype).eps ** 0.75
@@ -51,10 +53,11 @@ class AdjointIteration(eqx.Module):
         # In the norm that b has: the largest entry would let n of them be off by the tolerance each.
         method = AndersonAcceleration(rtol, atol, norm=optx.two_norm, history=HISTORY)
         limit = MAX_STEPS[self.accelerate] if self.max_steps is None else self.max_steps
+        w = jnp.zeros_like(b) if start is None else start
         if self.accelerate is None:
-            w, near, steps = _plain(step, method.error, b, limit)
+            w, near, steps = _plain(step, method, w, limit)
         else:
-            w, near, steps = _accelerated(step, method, b, limit)
+            w, near, steps = _accelerated(step, method, w, limit)
         # So large a w does not move when the right-hand side, of norm one, is added: it looks converged and is not.
         size = jnp.linalg.norm(w)
         regular = (size < SINGULAR / jnp.finfo(b.dtype).eps) & (noise <= SINGULAR * size)
@@ -65,25 +68,42 @@ Step = Callable[[Vector], Vector]
 Found = tuple[Vector, Array, Array]  # w, whether it is there, after how many steps
 
 
-def _plain(step: Step, error: Callable[[Vector, Vector], Array], b: Vector, limit: int) -> Found:
-    """w <- step(w)."""
+class _Plain(NamedTuple):
+    """Plain steps: the next w, the last one with its residual and that one's size, and how near it was."""
 
-    def going(carry):
-        _, left, steps = carry
-        return (left >= 1) & (steps < limit)
-
-    def advance(carry):
-        w, _, steps = carry
-        image = step(w)
-        return image, error(image - w, image), steps + 1
-
-    start = jnp.zeros_like(b), jnp.array(jnp.inf, b.dtype), jnp.array(0, jnp.int32)
-    w, left, steps = jax.lax.while_loop(going, advance, start)
-    return w, left < 1, steps
+    w: Vector
+    before: Vector
+    r: Vector
+    size: Array
+    error: Array
+    steps: Array
+    quick: Array  # each step contracted by QUICK
 
 
-def _accelerated(step: Step, method: AndersonAcceleration, b: Vector, limit: int) -> Found:
-    """The same by Anderson's method."""
+def _steps(step: Step, method: AndersonAcceleration, w: Vector, limit: int, whole: bool) -> _Plain:
+    """w <- step(w) to the tolerance, or unless `whole` until one step contracts less than by QUICK."""
+
+    def going(c: _Plain):
+        return (c.error >= 1) & (c.steps < limit) & (whole | c.quick)
+
+    def advance(c: _Plain):
+        image = step(c.w)
+        r = image - c.w
+        size = jnp.linalg.norm(r)
+        return _Plain(image, c.w, r, size, method.error(r, c.w), c.steps + 1, size <= QUICK * c.size)
+
+    far = jnp.array(jnp.inf, w.dtype)
+    return jax.lax.while_loop(going, advance, _Plain(w, w, w, far, far, jnp.array(0, jnp.int32), jnp.array(True)))
+
+
+def _plain(step: Step, method: AndersonAcceleration, w: Vector, limit: int) -> Found:
+    c = _steps(step, method, w, limit, True)
+    return c.w, c.error < 1, c.steps
+
+
+def _accelerated(step: Step, method: AndersonAcceleration, w: Vector, limit: int) -> Found:
+    """Plain steps while they are quick, as `method` itself has it, but in a loop without its history; then Anderson's."""
+    c = _steps(step, method, w, limit, False)
 
     def going(carry):
         _, state, steps = carry
@@ -93,9 +113,13 @@ def _accelerated(step: Step, method: AndersonAcceleration, b: Vector, limit: int
         w, state, steps = carry
         return *method.advance(w, step(w) - w, state), steps + 1
 
-    w = jnp.zeros_like(b)
-    w, state, steps = jax.lax.while_loop(going, advance, (w, method.start(w), jnp.array(0, jnp.int32)))
-    return w, state.error < 1, steps
+    def slow(c: _Plain) -> Found:
+        state = method.after(c.before, c.r, c.size, c.error)
+        w, state, steps = jax.lax.while_loop(going, advance, (c.w, state, c.steps))
+        return w, state.error < 1, steps
+
+    wanted = eqxi.unvmap_any(c.error >= 1)
+    return jax.lax.cond(wanted, slow, lambda c: (c.w, c.error < 1, c.steps), c)
 
 
 def unit(b: Vector) -> tuple[Vector, Array]:

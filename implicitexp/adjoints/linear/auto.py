@@ -33,8 +33,8 @@ class Auto(lx.AbstractLinearSolver):
     matrix, else LU; above that CG for a definite matrix, else `Products` (BiCGStab that does not break down), for complex
     numbers GMRES; QR where rows and columns differ in number.
 
-    `rtol`: None for eps^(3/4). `atol`: None for 0 with `Products`, whose result then does not depend on the right-hand side's
-    scale, else eps^(3/4). `max_steps`: of the method taken, which its own documentation counts.
+    `rtol`, `atol`: None for the own ones of `Products`, which leave nearly what LU would, else for eps^(3/4). `max_steps`: of
+    the method taken, which its own documentation counts.
 
     `batch`: how many systems are solved at once. Under `jax.vmap` a solver sees one of them, and cannot count.
     """
@@ -80,7 +80,7 @@ class Auto(lx.AbstractLinearSolver):
         if jnp.issubdtype(dtype, jnp.complexfloating):
             solver = lx.GMRES(rtol, atol, max_steps=self.max_steps)
             return Choice(solver, f"{size}, no structure, complex: GMRES, by products alone")
-        solver = Products(rtol, 0.0 if self.atol is None else atol, self.max_steps)
+        solver = Products(self.rtol, 0.0 if self.atol is None else atol, self.max_steps)
         return Choice(solver, f"{size}, no structure: BiCGStab, by products alone")
 
     def init(self, operator: Operator, options: dict[str, Any]) -> PyTree:

@@ -16,9 +16,10 @@ class Products(lx.AbstractLinearSolver):
     """Real systems by products alone: BiCGStab (two products a step, seven vectors), and from where it breaks down or stands
     still on, the smallest residual over 30 directions.
 
-    It ends with |A x - b| <= atol + rtol |b|, in the Euclidean norm: by default (eps^(3/4) and 0) that means the same for every
-    scale of b. `max_steps` and the statistic "num_steps" count products; without a limit it ends where the residual comes down
-    no more. A residual within 10 eps |A| |x| counts as converged, whatever the tolerance: no solution has a smaller one.
+    It ends with |A x - b| <= atol + rtol |b|, in the Euclidean norm, by default eps^(7/8) and 0: nearly what LU would leave, for
+    a b of any scale, and for 10 to 15 % more products than eps^(3/4). `max_steps` and the statistic "num_steps" count products;
+    without a limit it ends where the residual comes down no more. A residual within 10 eps |A| |x| counts as converged,
+    whatever the tolerance: no solution can be expected to have a smaller one.
     """
 
     rtol: Any = None
@@ -42,7 +43,7 @@ class Products(lx.AbstractLinearSolver):
         b = ravel_pytree(vector)[0]
         size = jnp.linalg.norm(b)
         unit = jnp.where(size > 0, size, 1)
-        rtol = jnp.finfo(b.dtype).eps ** 0.75 if self.rtol is None else self.rtol
+        rtol = jnp.finfo(b.dtype).eps ** 0.875 if self.rtol is None else self.rtol
 
         def unknowns(v: Vector) -> PyTree:
             return unravel(v.astype(like.dtype))
