@@ -9,6 +9,7 @@ import replay_cases as cases
 
 from implicitexp.adjoints.discrete import stage_equations, step
 from implicitexp.adjoints.discrete.replay import Replay
+from implicitexp.adjoints.discrete.reversible import Reversible
 from implicitexp.adjoints.discrete.rolled import Rolled
 from implicitexp.adjoints.discrete.tableau import scheme_of
 from implicitexp.adjoints.discrete.unrolled import Unrolled
@@ -207,6 +208,20 @@ def test_a_lane_that_fails_leaves_the_others_alone(float64, store):
     assert lanes[1] == 0
     good = jnp.array([0, 2, 3])
     assert jnp.allclose(lanes[good], 2 / (1 - 2 * rates[good]) ** 2, rtol=CLOSED_FORM)
+
+
+@pytest.mark.parametrize("adjoint", [Replay(), pytest.param(Reversible(), marks=slow)], ids=["replay", "reversible"])
+def test_the_gradient_of_a_solve_that_ran_out_of_steps_is_nan(adjoint):
+    """Diffrax raises where the solution is looked at. Where only its gradient is, as of a sum, its own adjoints give that of
+    wherever the solve stood, in silence."""
+
+    def end(rate):
+        term = dfx.ODETerm(lambda t, y, rate: -rate * y)
+        return jnp.sum(
+            dfx.diffeqsolve(term, dfx.Heun(), 0.0, 1.0, 0.1, jnp.ones(2), rate, adjoint=adjoint, max_steps=2).ys
+        )
+
+    assert jnp.isnan(jax.jit(jax.grad(end))(1.0))
 
 
 @slow

@@ -117,6 +117,32 @@ def test_a_gradient_from_states_that_were_lost_is_nan(float64):
     assert jnp.allclose(jax.grad(lambda r: oscillator(r, 200, 201, Reversible(0.5)))(1.0), exact, rtol=1e-3)
 
 
+@pytest.mark.parametrize("coupling", [0.999, pytest.param(None, marks=slow)])
+def test_the_gradient_of_solutions_that_left_each_other_is_nan(float64, coupling):
+    """y' = -k y over 14 time constants: coupled by 0.999 the solution is 890 times too large, which is 70,000 tolerances."""
+
+    def end(k):
+        term, controller = dfx.ODETerm(lambda t, y, k: -k * y), dfx.PIDController(rtol=1e-8, atol=1e-8)
+        return dfx.diffeqsolve(
+            term,
+            dfx.Tsit5(),
+            0.0,
+            1.0,
+            None,
+            jnp.array(1.0),
+            k,
+            stepsize_controller=controller,
+            adjoint=Reversible(coupling),
+        ).ys[-1]
+
+    value, gradient = jax.jit(jax.value_and_grad(end))(14.0)
+    if coupling is None:
+        assert jnp.allclose(jnp.stack([value, -gradient]), jnp.exp(-14.0), rtol=0, atol=1e-8)
+    else:
+        assert value > 100 * jnp.exp(-14.0)
+        assert jnp.isnan(gradient)
+
+
 def lotka_volterra(p, adjoint, rtol):
     rates, start = p
     a, b, c, d = rates

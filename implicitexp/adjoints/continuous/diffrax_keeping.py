@@ -16,10 +16,11 @@ class Kept(eqx.Module):
 
 
 class Keeping:
-    """Diffrax's loop over the steps, which keeps at most `count` states beside that of the start, in equal distances."""
+    """Diffrax's loop over the steps, which keeps at most `count` states beside that of the start, in equal distances. `count`:
+    odd, or one more."""
 
     def __init__(self, count: int):
-        self.count = count
+        self.count = count + 1 - count % 2
         self.places: list[Thinned] = []
 
     def __call__(self, cond, body, state, *, max_steps, buffers):
@@ -41,6 +42,7 @@ class Keeping:
         if not self.places:
             return []
         (places,) = self.places
-        times, states = jax.tree.map(lambda x: x[places.places[1:]], places.values)
-        there = jnp.arange(1, self.count + 1) * places.stride <= steps
+        kept = jnp.arange(1, self.count + 1) * places.stride
+        times, states = jax.vmap(places.read)(kept)
+        there = kept <= steps
         return [Kept(jnp.where(there, times, jnp.inf), states)]

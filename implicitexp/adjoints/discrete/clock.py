@@ -8,6 +8,7 @@ derivatives along, one column for each of those times, exactly as Diffrax's own 
 
 from typing import Any
 
+import diffrax as dfx
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
@@ -22,6 +23,13 @@ ROUND_TO_END = 100  # units in the last place: as near to t1 as this, Diffrax's 
 
 def floats(tree: PyTree) -> PyTree:
     return eqx.filter(tree, eqx.is_inexact_array)
+
+
+def leaves_gaps(controller: Any) -> bool:
+    """Whether a step may start later than the one before it stopped, as after a jump of the field."""
+    if type(controller) is dfx.ClipStepSizeController:
+        return controller.jump_ts is not None or leaves_gaps(controller.controller)
+    return type(controller) not in (dfx.PIDController, dfx.ConstantStepSize, dfx.StepTo)
 
 
 class Times(eqx.Module):

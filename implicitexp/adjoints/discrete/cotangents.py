@@ -63,10 +63,19 @@ def once(cotangents: PyTree, name: str) -> PyTree:
     )
 
 
-def idle(solve: Solve, final: Any, cotangent: Any) -> Array:
-    """A solve that failed and whose result is not used: its gradient is zero, whatever its states came to."""
+def judged(gradient: PyTree, right: Array, solve: Solve, final: Any, cotangent: Any) -> PyTree:
+    """The gradient, if it is `right` and the solve succeeded, else NaN; zero where the result of one that failed is not used,
+    whatever its states came to. (Diffrax raises an error if the solution is looked at, and says nothing if only its gradient
+    is.)"""
     unused = jnp.array(True)
     for x in jax.tree.leaves(cotangent):
         unused = unused & jnp.all(x == 0)
     unfinished = dfx.is_successful(final.result) & (final.tprev < solve.t1)
-    return unused & (unfinished | ~dfx.is_okay(final.result))
+    failed = unfinished | ~dfx.is_okay(final.result)
+
+    def one(x):
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return x
+        return jnp.where(failed & unused, 0, jnp.where(failed | ~right, jnp.nan, x))
+
+    return jax.tree.map(one, gradient)

@@ -36,13 +36,22 @@ class AbstractCoupling(eqx.Module):
     @abc.abstractmethod
     def __call__(self, t0: Array, t1: Array, y0: PyTree, z0: PyTree) -> Array: ...
 
+    def apart(self, y: PyTree, z: PyTree) -> Array:
+        """How far the two solutions are apart, in tolerances; zero where the coupling knows of none."""
+        del z
+        return jnp.zeros((), jnp.result_type(float, *jax.tree.leaves(y)))
+
 
 class Fixed(AbstractCoupling):
     value: float
+    tolerance: "ToTolerance | None" = None  # of the step size controller
 
     def __call__(self, t0: Array, t1: Array, y0: PyTree, z0: PyTree) -> Array:
         del t1, y0, z0
         return jnp.full_like(t0, self.value)
+
+    def apart(self, y: PyTree, z: PyTree) -> Array:
+        return super().apart(y, z) if self.tolerance is None else self.tolerance.apart(y, z)
 
 
 class OverTime(AbstractCoupling):
@@ -64,19 +73,23 @@ class ToTolerance(AbstractCoupling):
 
     def __call__(self, t0: Array, t1: Array, y0: PyTree, z0: PyTree) -> Array:
         del t1
-        scaled = jax.tree.map(lambda y, z: (y - z) / (self.atol + self.rtol * jnp.abs(y)), y0, z0)
-        size = jnp.maximum(jax.lax.stop_gradient(self.norm(scaled)), PART)
-        return jnp.clip(PART / size, WEAKEST, STRONGEST).astype(t0.dtype)
+        return jnp.clip(PART / jnp.maximum(self.apart(y0, z0), PART), WEAKEST, STRONGEST).astype(t0.dtype)
+
+    def apart(self, y: PyTree, z: PyTree) -> Array:
+        scaled = jax.tree.map(lambda y, z: (y - z) / (self.atol + self.rtol * jnp.abs(y)), y, z)
+        return jax.lax.stop_gradient(self.norm(scaled))
 
 
 def coupling_of(solve: Solve, value: float | None) -> AbstractCoupling:
     """The coupling of a solve: `value`, or, if that is None, one that its controller's tolerance or its length gives."""
-    if value is not None:
-        return Fixed(value)
-    controller = solve.stepsize_controller
+    tolerance, controller = None, solve.stepsize_controller
     if isinstance(controller, dfx.AbstractAdaptiveStepSizeController):
         rtol, atol = jax.lax.stop_gradient((controller.rtol, controller.atol))
-        return ToTolerance(rtol, atol, controller.norm)
+        tolerance = ToTolerance(rtol, atol, controller.norm)
+    if value is not None:
+        return Fixed(value, tolerance)
+    if tolerance is not None:
+        return tolerance
     if solve.event is not None:
         return Fixed(UNBOUNDED)
     length = jax.lax.stop_gradient(solve.t1 - solve.t0)

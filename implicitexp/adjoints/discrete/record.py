@@ -38,38 +38,67 @@ class Everything(eqx.Module):
 
 
 class Thinned(eqx.Module):
-    """At most `count` entries kept, those of the steps 0, s, 2 s, ...; where they are all taken, s is doubled and every
-    other place becomes free. `places[m]` is where the entry of step m s lies; the place after the last is for waste."""
+    """At most `count` entries kept, an even number: those of the steps 0, s, 2 s, ...; where they are all taken, s is doubled
+    and every other place becomes free.
+
+    Step i = m s lies in place i mod (count - 1), and in the last one for m = count - 1. Since s is a power of two and count - 1
+    is odd, all of these differ; and when s is doubled, those with an even m stay where they are. The place after the last is
+    for waste.
+    """
 
     values: PyTree
-    places: Int[Array, " count"]
     stride: Int[Array, ""]
+    count: int = eqx.field(static=True)
 
     @classmethod
     def like(cls, value: PyTree, count: int) -> "Thinned":
         values = jax.tree.map(lambda x: jnp.broadcast_to(x, (count + 1, *jnp.shape(x))), value)
-        return cls(values, jnp.arange(count), jnp.array(1))
+        return cls(values, jnp.array(1), count)
 
     @property
     def buffers(self) -> list[Any]:
         return [self.values]
 
     def written(self, i: Any, value: PyTree) -> "Thinned":
-        count = self.places.size
-        full = i == self.stride * count
-        stride = jnp.where(full, 2 * self.stride, self.stride)
-        places = jnp.where(full, jnp.concatenate([self.places[0::2], self.places[1::2]]), self.places)
-        place = jnp.where(i % stride == 0, places[jnp.minimum(i // stride, count - 1)], count)
+        stride = jnp.where(i == self.stride * self.count, 2 * self.stride, self.stride)
+        place = jnp.where(i % stride == 0, self._place(i, stride), self.count)
         values = jax.tree.map(lambda x, all_: all_.at[place].set(x), value, self.values)
-        return Thinned(values, places, stride)
+        return Thinned(values, stride, self.count)
 
     def kept(self, i: Any) -> Array:
         return i % self.stride == 0
 
     def read(self, i: Any) -> PyTree:
         """The entry of step i, if it is kept."""
-        place = self.places[jnp.minimum(i // self.stride, self.places.size - 1)]
+        place = self._place(i, self.stride)
         return jax.tree.map(lambda x: x[place], self.values)
+
+    def _place(self, i: Any, stride: Array) -> Array:
+        last = self.count - 1
+        return jnp.where(i == stride * last, last, i % last)
+
+
+class Ends(eqx.Module):
+    """Where each step starts and stops. Without `stops` it stops where the next one starts."""
+
+    starts: Everything
+    stops: Everything | None
+
+    @classmethod
+    def like(cls, time: Any, length: int, gaps: bool) -> "Ends":
+        return cls(Everything.like(time, length), Everything.like(time, length) if gaps else None)
+
+    @property
+    def buffers(self) -> list[Any]:
+        return [x for part in (self.starts, self.stops) if part is not None for x in part.buffers]
+
+    def written(self, i: Any, start: Any, stop: Any) -> "Ends":
+        return Ends(self.starts.written(i, start), None if self.stops is None else self.stops.written(i, stop))
+
+    def read(self, i: Any) -> tuple[Array, Array]:
+        """Of no length after the last step, where the next entry is the first one's again."""
+        start = self.starts.read(i)
+        return start, jnp.maximum(start, self.starts.read(i + 1)) if self.stops is None else self.stops.read(i)
 
 
 def chunk_length(count: int, max_steps: int) -> int:
@@ -82,7 +111,7 @@ class Record(eqx.Module):
     solver left in the second part of its state (its stages, or its coupling), and how its ends move with the times that the
     solve was given. After the last step comes the end of the solve."""
 
-    ends: Everything | None
+    ends: Ends | None
     states: Everything | Thinned
     jumps: Everything | None
     stages: Everything | None
@@ -96,7 +125,8 @@ class Record(eqx.Module):
 
 class Recording(eqx.Module):
     """How to record: `count` states, or all of them (None); `stages` or not; with `clock`, the motion of the steps' ends.
-    `carries_state`: with each state the solver's own; `jumps`: whether there was a jump before the step."""
+    `carries_state`: with each state the solver's own; `jumps`: whether there was a jump before the step; `gaps`: whether it may
+    start later than the one before it stopped."""
 
     count: int | None = eqx.field(static=True)
     clock: Clock | None = None
@@ -104,6 +134,7 @@ class Recording(eqx.Module):
     carries_state: bool = eqx.field(static=True, default=False)
     jumps: bool = eqx.field(static=True, default=False)
     ends: bool = eqx.field(static=True, default=True)
+    gaps: bool = eqx.field(static=True, default=True)
 
     def entry(self, state: Any) -> PyTree:
         """What is kept of the state before a step. An implicit method's first stage is the last of the step before, as its
@@ -115,7 +146,7 @@ class Recording(eqx.Module):
         entry = jax.tree.map(jnp.asarray, self.entry(state))
         stages = state.solver_state[1] if self.stages else None
         return Record(
-            ends=Everything.like((state.tprev, state.tprev), length) if self.ends else None,
+            ends=Ends.like(state.tprev, length, self.gaps) if self.ends else None,
             states=self._states(entry, length),
             jumps=Everything.like(jnp.asarray(state.made_jump), length) if self.jumps else None,
             stages=None if stages is None else Everything.like(stages, length),
@@ -129,7 +160,7 @@ class Recording(eqx.Module):
         """Write the attempted step; one that is rejected is overwritten by the next."""
         i = state.num_accepted_steps
         return Record(
-            ends=None if record.ends is None else record.ends.written(i, (state.tprev, state.tnext)),
+            ends=None if record.ends is None else record.ends.written(i, state.tprev, state.tnext),
             states=record.states.written(i, self.entry(state)),
             jumps=None if record.jumps is None else record.jumps.written(i, state.made_jump),
             stages=record.stages,
@@ -150,7 +181,7 @@ class Recording(eqx.Module):
         stages = record.stages
         if stages is not None:
             stages = stages.written(i, jax.tree.map(jnp.zeros_like, state.solver_state[1]))
-        ends = None if record.ends is None else record.ends.written(i, (state.tprev, state.tprev))
+        ends = None if record.ends is None else record.ends.written(i, state.tprev, state.tprev)
         return Record(ends, record.states, record.jumps, stages, moves)
 
     def _motion(self, state: Any) -> PyTree:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from implicitexp.adjoints.diffrax_private import AbstractPlugin, Passed, Solve, is_none
-from implicitexp.adjoints.discrete.clock import Clock
-from implicitexp.adjoints.discrete.cotangents import as_solve, idle, once
+from implicitexp.adjoints.discrete.clock import Clock, leaves_gaps
+from implicitexp.adjoints.discrete.cotangents import as_solve, judged, once
 from implicitexp.adjoints.discrete.events import end_is_located, refuse_unlocated
 from implicitexp.adjoints.discrete.outputs import Model, saved_outputs
 from implicitexp.adjoints.discrete.record import Recording, Taped, run, traced_once
@@ -92,7 +92,8 @@ class _Plan(eqx.Module):
             most = max(AT_LEAST, BYTES // max(number, 1) // 2 * 2)
             count = most if most < (solve.max_steps or 0) else None
         again = implicit and not stages
-        return Recording(count, clock, stages, carries_state=again, jumps=again)
+        gaps = leaves_gaps(solve.stepsize_controller)
+        return Recording(count, clock, stages, carries_state=again, jumps=again, gaps=gaps)
 
     def run(self, solve: Solve, clock: Clock | None) -> Taped:
         """The steps, recorded; the final state is as the solver and the controller alone would leave it."""
@@ -137,8 +138,6 @@ def _backward(residuals: Any, cotangent: Any, perturbed: Any, solve: Solve, *, p
     solve_ = plain(solve)
     model, theta = Model.split(solve_, perturbed)
     saved = saved_outputs(solve_, final, cotangent)
-    walk = Walk(solve_, plan.scheme, model, theta, record, final, cotangent, saved)
-    y, total = walk()
-    unused = idle(solve_, final, cotangent)
-    y, total = jax.tree.map(lambda x: jnp.where(unused, jnp.zeros_like(x), x), (y, total))
+    moved = Walk(solve_, plan.scheme, model, theta, record, final, cotangent, saved)()
+    y, total = judged(moved, jnp.array(True), solve_, final, cotangent)
     return once(as_solve(solve, y, total, clock, cotangent), "Replay")

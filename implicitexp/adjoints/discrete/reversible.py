@@ -9,12 +9,11 @@ Source: S. McCallum and J. Foster 2024, "Efficient, Accurate and Stable Gradient
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 
 from implicitexp.adjoints.diffrax_private import AbstractPlugin, Passed, Solve, is_none
-from implicitexp.adjoints.discrete.clock import Clock
-from implicitexp.adjoints.discrete.cotangents import as_solve, idle, once
+from implicitexp.adjoints.discrete.clock import Clock, leaves_gaps
+from implicitexp.adjoints.discrete.cotangents import as_solve, judged, once
 from implicitexp.adjoints.discrete.coupled import Coupled, coupling_of
 from implicitexp.adjoints.discrete.events import end_is_located, refuse_unlocated
 from implicitexp.adjoints.discrete.outputs import Model, saved_outputs
@@ -88,7 +87,8 @@ class _Plan(eqx.Module):
 
     def recording(self, clock: Clock | None, solve: Solve) -> Recording:
         known = clock is None and RegularEnds.fit(solve)
-        return Recording(self.count, clock, stages=not known, carries_state=True, ends=not known)
+        gaps = leaves_gaps(solve.stepsize_controller)
+        return Recording(self.count, clock, stages=not known, carries_state=True, ends=not known, gaps=gaps)
 
 
 # -- the loop over the steps, and its derivative --------------------------------------------------------------------------
@@ -124,12 +124,6 @@ def _backward(residuals: Any, cotangent: Any, perturbed: Any, solve: Solve, *, p
     final, record, clock, perturbed = residuals
     model, theta = Model.split(solve, perturbed)
     saved = saved_outputs(solve, final, cotangent)
-    y, z, total, came_back = ReversibleWalk(solve, plan.scheme, model, theta, record, final, cotangent, saved)()
-    y, z, total = jax.tree.map(lambda x: _or_nan(came_back, x), (y, z, total))
-    unused = idle(solve, final, cotangent)
-    y, z, total = jax.tree.map(lambda x: jnp.where(unused, jnp.zeros_like(x), x), (y, z, total))
+    *moved, right = ReversibleWalk(solve, plan.scheme, model, theta, record, final, cotangent, saved)()
+    y, z, total = judged(moved, right, solve, final, cotangent)
     return once(as_solve(solve, y, total, clock, cotangent, (z, None)), "Reversible")
-
-
-def _or_nan(right: Any, x: Any) -> Any:
-    return jnp.where(right, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.inexact) else x

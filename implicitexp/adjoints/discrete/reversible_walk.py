@@ -13,12 +13,13 @@ from jaxtyping import Array, PyTree
 from implicitexp.adjoints.diffrax_private import Solve, clip_to_end
 from implicitexp.adjoints.discrete.clock import floor
 from implicitexp.adjoints.discrete.coupled import like, unmixed
-from implicitexp.adjoints.discrete.outputs import Collected, Model, Output, Step, Totals, materialized
-from implicitexp.adjoints.discrete.record import Record, Thinned
+from implicitexp.adjoints.discrete.outputs import Step, Totals, materialized
+from implicitexp.adjoints.discrete.record import Thinned
 from implicitexp.adjoints.discrete.step import take
-from implicitexp.adjoints.discrete.tableau import Scheme
 from implicitexp.adjoints.discrete.trees import add
-from implicitexp.adjoints.discrete.walk import dense_of, started, step_of
+from implicitexp.adjoints.discrete.walk import AbstractWalk, dense_of, started, step_of
+
+APART = 1e3  # tolerances between the two solutions, which the coupling is to keep at 0.3: none of them is one then
 
 
 class RegularEnds(eqx.Module):
@@ -51,56 +52,44 @@ class RegularEnds(eqx.Module):
         return jnp.where(i <= 0, self.second, stop)
 
 
-class ReversibleWalk(eqx.Module):
-    """The walk over one solve, as `Walk` of `Replay`."""
-
-    solve: Solve
-    scheme: Scheme = eqx.field(static=True)
-    model: Model
-    theta: PyTree
-    record: Record
-    final: Any
-    cotangent: Any
-    saved: list[Output]
-
-    @property
-    def count(self) -> Array:
-        return self.final.num_accepted_steps
+class ReversibleWalk(AbstractWalk):
+    """The walk over the steps that are made again."""
 
     def __call__(self) -> tuple[PyTree, PyTree, Totals, Array]:
-        """-> cotangents of y0 and z0, totals, whether the walk came back to every state that had been kept."""
+        """-> cotangents of y0 and z0, totals, whether the walk came back to every state that had been kept, and the two solutions
+        had not left each other."""
         last = eqxi.unvmap_max(self.count) - 1
         zero, moves = jax.tree.map(jnp.zeros_like, self.final.y), self.record.moves
         total = started(self.theta, self.saved, self._read(self.count - 1)[1], self.count, moves)
         states = (self.final.y, self.final.solver_state[0])
 
         def back(carry):
-            i, states, cotangents, total, off = carry
+            i, states, cotangents, total, right = carry
+            right = right & (self.solve.solver.coupling.apart(*states) <= APART)
             states, cotangents, total, here = self._back(i, states, cotangents, total)
-            return i - 1, states, cotangents, total, jnp.maximum(off, here)
+            return i - 1, states, cotangents, total, right & here
 
-        carry = (last, states, (zero, zero), total, jnp.zeros((), _real_dtype(zero)))
-        _, _, (y, z), total, off = jax.lax.while_loop(lambda carry: carry[0] >= 0, back, carry)
+        carry = (last, states, (zero, zero), total, jnp.array(True))
+        _, _, (y, z), total, right = jax.lax.while_loop(lambda carry: carry[0] >= 0, back, carry)
         none = self.count == 0
         y, z = jax.tree.map(lambda x, c: x + jnp.where(none, c, 0), (y, z), self._of_end())
         if total.clock is not None and moves is not None and self.cotangent.tprev is not None:
             clock = total.clock + jnp.where(none, self.cotangent.tprev, 0) * moves.values[0][0]
             total = Totals(total.theta, clock, total.ts, total.left)
-        return y, z, total, off <= jnp.finfo(off.dtype).eps ** 0.5
+        return y, z, total, right
 
     def _taken_up(self, i: Array, states: Any) -> tuple[Any, Array]:
-        """The kept states before step i, if there are any, else these; how far these are off from them, relative to the largest
-        number there or at either end of the solve."""
+        """The kept states before step i, if there are any, else these; whether these are those, to the square root of rounding
+        of the largest number there or at either end of the solve."""
         kept_states, there = self.record.states, (i >= 0) & (i < self.count)
         assert isinstance(kept_states, Thinned)
         y, (z, _) = kept_states.read(jnp.maximum(i, 0))
         kept = there & kept_states.kept(i)
         ends = (self.final.y, self.solve.init_state.y)
         size = jnp.max(jnp.stack([_largest(x) for x in (*ends, y)]))
-        off = _largest(jax.tree.map(jnp.subtract, states, (y, z))) / jnp.where(size > 0, size, 1)
+        off = _largest(jax.tree.map(jnp.subtract, states, (y, z)))
         states = jax.tree.map(lambda new, old: jnp.where(kept, new, old), (y, z), states)
-        off = jnp.where(jnp.isnan(off), jnp.inf, off)
-        return states, jax.lax.stop_gradient(jnp.where(kept & ~self._single, off, 0))
+        return states, ~kept | self._single | (off <= jnp.finfo(size.dtype).eps ** 0.5 * size)
 
     @property
     def _single(self) -> Array:
@@ -124,7 +113,7 @@ class ReversibleWalk(eqx.Module):
         y1, z1 = states
         step = step_of(i, self._read, self.record.moves)
         c = self._coupling(i, step)
-        outs = Collected(self.model, self.theta, self.count, self.cotangent, self.saved)
+        outs = self.collected
         last, there = i == self.count - 1, i < self.count
         of_y, of_z = jax.tree.map(lambda x, end: x + jnp.where(last, end, 0), cotangents, self._of_end())
 
@@ -133,7 +122,7 @@ class ReversibleWalk(eqx.Module):
         count = len(self.scheme) if outs.interpolates else self.scheme.needed()
         first = take(self.scheme, self.model, self.theta, step.t0, step.t1, z0, None, count)
         y0 = jax.tree.map(lambda y, z, w: unmixed(c, y - (w - z), z), y1, z0, first.y1)
-        (y0, kept_z0), off = self._taken_up(i, (y0, z0))
+        (y0, kept_z0), same = self._taken_up(i, (y0, z0))
 
         of_y, total = outs.at_end(step, y1, of_y, total)
         edges, of = outs.edges(step, last), {}
@@ -153,7 +142,7 @@ class ReversibleWalk(eqx.Module):
         theta = add(total.theta, add(by_first.theta, by_second.theta))
         total = Totals(theta, step.moved(total.clock, *times), total.ts, total.left)
         states = jax.tree.map(lambda new, old: jnp.where(there, new, old), (y0, kept_z0), states)
-        return states, (of_y, of_z), total, off
+        return states, (of_y, of_z), total, same
 
     def _coupling(self, i: Array, step: Step) -> Array:
         """c of step i: recorded, or a function of the step's length."""
@@ -166,7 +155,3 @@ class ReversibleWalk(eqx.Module):
 def _largest(tree: PyTree) -> Array:
     flat = ravel_pytree(tree)[0]
     return jnp.max(jnp.abs(flat)) if flat.size else jnp.zeros((), jnp.finfo(flat.dtype).dtype)
-
-
-def _real_dtype(tree: PyTree) -> Any:
-    return _largest(tree).dtype

@@ -11,15 +11,14 @@ from jaxtyping import Array, PyTree
 
 from implicitexp.adjoints.diffrax_private import Solve
 from implicitexp.adjoints.discrete.outputs import Collected, Model, Output, Step, Totals, materialized
-from implicitexp.adjoints.discrete.record import Everything, Record, Thinned, chunk_length, stages_of
+from implicitexp.adjoints.discrete.record import Ends, Everything, Record, Thinned, chunk_length, stages_of
 from implicitexp.adjoints.discrete.step import forward, take
 from implicitexp.adjoints.discrete.tableau import AbstractTaken, Scheme
 from implicitexp.adjoints.discrete.trees import add
 
 
-class Walk(eqx.Module):
-    """The walk over one solve. `final`: the state after its last step; `cotangent`: of that state, None where there is
-    none; `count`: how many steps were accepted."""
+class AbstractWalk(eqx.Module):
+    """A walk over one solve. `final`: the state after its last step; `cotangent`: of that state, None where there is none."""
 
     solve: Solve
     scheme: Scheme = eqx.field(static=True)
@@ -31,21 +30,26 @@ class Walk(eqx.Module):
     saved: list[Output]
 
     @property
+    def count(self) -> Array:
+        """How many steps were accepted."""
+        return self.final.num_accepted_steps
+
+    @property
     def collected(self) -> Collected:
         return Collected(self.model, self.theta, self.count, self.cotangent, self.saved)
 
+
+class Walk(AbstractWalk):
+    """The walk over the recorded steps."""
+
     @property
-    def _ends(self) -> Everything:
+    def _ends(self) -> Ends:
         assert self.record.ends is not None
         return self.record.ends
 
-    @property
-    def count(self) -> Array:
-        return self.final.num_accepted_steps
-
     def __call__(self) -> tuple[PyTree, Totals]:
         """-> cotangent of y0, totals."""
-        end = self._ends.values[1][jnp.maximum(self.count - 1, 0)]
+        _, end = self._ends.read(jnp.maximum(self.count - 1, 0))
         total = started(self.theta, self.saved, end, self.count, self.record.moves)
         y = jax.tree.map(jnp.zeros_like, self.final.y)
         last = eqxi.unvmap_max(self.count) - 1
@@ -82,7 +86,7 @@ class Walk(eqx.Module):
         """Chunk by chunk: its states are made again from the kept ones, then its steps are walked back."""
         thinned = self.record.states
         assert isinstance(thinned, Thinned)
-        length = chunk_length(thinned.places.size, self.solve.max_steps or 1)
+        length = chunk_length(thinned.count, self.solve.max_steps or 1)
 
         def back(carry):
             first, y, total = carry
