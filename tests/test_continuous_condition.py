@@ -17,10 +17,13 @@ import pytest
 from continuous_cases import name
 from jax.flatten_util import ravel_pytree
 
+from implicitexp import solvers, strategies
 from implicitexp.adjoints.continuous.backsolve_adjoint import Backsolve
 from implicitexp.adjoints.continuous.forward_sensitivity import ForwardSensitivity
 from implicitexp.adjoints.continuous.gauss_adjoint import Gauss
 from implicitexp.adjoints.continuous.interpolating import Interpolating
+from implicitexp.equations import ODE
+from implicitexp.solving import solve
 
 FACTOR, FLOOR = 10, 1e-10
 TOLERANCES = (1e-6, 1e-8, 1e-10)
@@ -139,3 +142,21 @@ def test_as_accurate_as_the_solve(case, solver, adjoint, float64):
         print(f"{case:10} {solver} {name(adjoint):18} {tolerance:.0e}: primal {primal:.1e}, gradient {error:.1e}, "
               f"gradient / (kappa primal) {error / row.kappa / primal:.2f}")  # fmt: skip
         assert error < row.kappa * max(FACTOR * primal, FLOOR)
+
+
+@pytest.mark.slow
+def test_the_cell_of_the_framework_too(float64):
+    """`gradient=adjoint` with Dopri8 at 1e-10, whose own interpolation would make the gradient 26 times worse than the solve."""
+    row = TABLE["oscillator"]
+    p = arrays(row)
+    solver = solvers.Dopri8(rtol=1e-10, atol=1e-10)
+
+    def loss(p):
+        equation = ODE(row.field, p["y0"], row.t0, row.t1)
+        y = solve(equation, p, solver=solver, gradient=strategies.Adjoint()).value
+        return seen(y), y
+
+    gradient, y = jax.jit(jax.grad(loss, has_aux=True))(p)
+    exact = jax.grad(lambda p: seen(row.exact(p, row.t1)))(p)
+    primal = relative(y, row.exact(p, row.t1))
+    assert relative(gradient, exact) < row.kappa * max(FACTOR * primal, FLOOR)

@@ -17,7 +17,7 @@ from implicitexp.adjoints.continuous.diffrax_rule import AbstractContinuous
 from implicitexp.adjoints.continuous.diffrax_walk import backward_controller
 from implicitexp.adjoints.continuous.forward_sensitivity import ForwardSensitivity
 from implicitexp.adjoints.continuous.trajectory import as_terms
-from implicitexp.adjoints.continuous.trees import largest_of
+from implicitexp.adjoints.continuous.trees import Packing, largest_of
 from implicitexp.adjoints.continuous.walk import Backward, Outputs
 from implicitexp.errors import Unsupported
 
@@ -30,9 +30,9 @@ class Backsolve(AbstractContinuous):
     the gradient is wrong without a word, unless the drift is looked at.
 
     `checkpoints`: how many states of the steps are kept, at most, and at least half as many (every s-th, s a power of two
-    that is not known before); 0 is R. T. Q. Chen et al. 2018, "Neural Ordinary Differential Equations". `rtol`, `atol`,
-    `solver`, `stepsize_controller`, `max_steps`: of the backward solve (None: the forward solve's; `max_steps` counts
-    between two kept states).
+    that is not known before; an even number counts as one more); 0 is R. T. Q. Chen et al. 2018, "Neural Ordinary Differential
+    Equations". `rtol`, `atol`, `solver`, `stepsize_controller`, `max_steps`: of the backward solve (None: the forward solve's;
+    `max_steps` counts between two kept states).
 
     `drift`: a zero, `jnp.zeros(())`. Its cotangent is the largest relative distance |y - y_kept| / |y_kept| with which the
     state came back to one that is kept, the start included (summed over lanes and calls that share the zero):
@@ -108,26 +108,28 @@ class Backsolve(AbstractContinuous):
                 "Backsolve cannot step back to given places, which need not be those of its outputs and checkpoints; give it "
                 "rtol and atol, or a stepsize_controller, or use Gauss()."
             )
+        packing = Packing.of(state)
         sol = dfx.diffeqsolve(
-            as_terms(fields),
+            as_terms([packing.field(field) for field in fields]),
             solve.solver if self.solver is None else self.solver,
             upper,
             lower,
             None if solve.dt0 is None else -solve.dt0,
-            state,
+            packing.pack(state),
             saveat=dfx.SaveAt(t1=True),
-            stepsize_controller=_for_three(controller),
+            stepsize_controller=_for_three(controller, packing),
             adjoint=dfx.ForwardMode(),
             max_steps=solve.max_steps if self.max_steps is None else self.max_steps,
             throw=False,
         )
-        return jax.tree.map(lambda y: y[0], sol.ys), sol.result == dfx.RESULTS.successful, sol.stats["num_steps"]
+        end = packing.unpack(jax.tree.map(lambda y: y[0], sol.ys))
+        return end, sol.result == dfx.RESULTS.successful, sol.stats["num_steps"]
 
 
-def _for_three(controller: Any) -> Any:
+def _for_three(controller: Any, packing: Packing) -> Any:
     """The controller of y for (y, lambda, mu)."""
     if isinstance(controller, dfx.ClipStepSizeController):
-        return eqx.tree_at(lambda c: c.controller, controller, _for_three(controller.controller))
+        return eqx.tree_at(lambda c: c.controller, controller, _for_three(controller.controller, packing))
     if isinstance(controller, dfx.PIDController):
         norm = controller.norm
 
@@ -135,5 +137,5 @@ def _for_three(controller: Any) -> Any:
             y, adjoint, theta = state
             return jnp.maximum(norm(y), largest_of(norm, optx.rms_norm)((adjoint, theta)))
 
-        return eqx.tree_at(lambda c: c.norm, controller, largest)
+        return eqx.tree_at(lambda c: c.norm, controller, packing.norm(largest))
     return controller

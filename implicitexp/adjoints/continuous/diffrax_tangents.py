@@ -7,11 +7,13 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from implicitexp.adjoints.continuous.diffrax_outputs import Rows, floats, in_order, like_rows
 from implicitexp.adjoints.continuous.sensitivity import along, at_moving_times, largest_column
 from implicitexp.adjoints.continuous.trajectory import as_terms
+from implicitexp.adjoints.continuous.trees import Packing
 
 EVENT_ONCE = (
     "The continuous adjoints give first derivatives of the time of an event. For second derivatives use Replay() or "
@@ -60,15 +62,26 @@ def _pushed(chosen: Any, of: Any, moving: list[Array]) -> Any:
 def _at_rows(solved: Any, fields: list, problem: Any, end: Array, state: PyTree, adjoint: Any) -> tuple:
     """-> the solution of the augmented system, y and its columns at the rows of every place."""
     places, ts = solved.places, [*problem.ts, None]
+    if not any(sub.steps or times is not None for sub, times in zip(solved.setup.subs, problem.ts, strict=True)):
+        return _at_ends(solved, fields, problem, end, state, adjoint)
     order, _, _ = in_order(places)
     moved = [row.moved(problem.t0, end, t) for row, t in zip(places, ts, strict=False)]
     times = jnp.concatenate([jnp.where(row.valid, t, end) for row, t in zip(places, moved, strict=True)])[order]
-    sol = _integrate(solved.setup.solve, fields, problem, end, state, _within(times, problem.t0, end), adjoint)
+    saveat = dfx.SaveAt(ts=_within(times, problem.t0, end))
+    sol, ys = _integrate(solved.setup.solve, fields, problem, end, state, saveat, adjoint)
     place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
     cuts = [0]
     for row in places:
         cuts.append(cuts[-1] + row.times.size)
-    parts = [jax.tree.map(lambda x, a=a, b=b: x[place[a:b]], sol.ys) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [jax.tree.map(lambda x, a=a, b=b: x[place[a:b]], ys) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return sol, [states for states, _ in parts], [columns for _, columns in parts]
+
+
+def _at_ends(solved: Any, fields: list, problem: Any, end: Array, state: PyTree, adjoint: Any) -> tuple:
+    """The same where only the start and the end were saved: nothing is interpolated."""
+    sol, ys = _integrate(solved.setup.solve, fields, problem, end, state, dfx.SaveAt(t0=True, t1=True), adjoint)
+    which = [[0] * bool(sub.t0) + [1] * bool(sub.t1) for sub in solved.setup.subs] + [[1]] * bool(solved.ending.met)
+    parts = [jax.tree.map(lambda x, rows=rows: x[np.array(rows, int)], ys) for rows in which]
     return sol, [states for states, _ in parts], [columns for _, columns in parts]
 
 
@@ -111,26 +124,32 @@ def _values(chosen: Any, i: int, at: tuple[Array, PyTree], moving: list[Array], 
     return jax.vmap(one)(moving, times, states)
 
 
-def _integrate(solve: Any, fields: list, problem: Any, end: Array, state: PyTree, times: Array, adjoint: Any) -> Any:
-    return dfx.diffeqsolve(
-        as_terms(fields),
+def _integrate(
+    solve: Any, fields: list, problem: Any, end: Array, state: PyTree, saveat: dfx.SaveAt, adjoint: Any
+) -> tuple[dfx.Solution, PyTree]:
+    """-> the solution, and what it saved."""
+    packing = Packing.of(state)
+    sol = dfx.diffeqsolve(
+        as_terms([packing.field(field) for field in fields]),
         solve.solver,
         problem.t0,
         end,
         solve.dt0,
-        state,
-        saveat=dfx.SaveAt(ts=times),
-        stepsize_controller=_for_both(solve.stepsize_controller, adjoint.in_error_test),
+        packing.pack(state),
+        saveat=saveat,
+        stepsize_controller=_for_both(solve.stepsize_controller, adjoint.in_error_test, packing),
         adjoint=adjoint,
         max_steps=solve.max_steps,
         throw=False,
     )
+    return sol, jax.vmap(packing.unpack)(sol.ys)
 
 
-def _for_both(controller: Any, in_error_test: bool) -> Any:
+def _for_both(controller: Any, in_error_test: bool, packing: Packing) -> Any:
     """The controller of y for (y, tangents)."""
     if isinstance(controller, dfx.ClipStepSizeController):
-        return eqx.tree_at(lambda c: c.controller, controller, _for_both(controller.controller, in_error_test))
+        return eqx.tree_at(lambda c: c.controller, controller, _for_both(controller.controller, in_error_test, packing))
     if isinstance(controller, dfx.PIDController):
-        return eqx.tree_at(lambda c: c.norm, controller, largest_column(controller.norm, in_error_test))
+        norm = largest_column(controller.norm, in_error_test)
+        return eqx.tree_at(lambda c: c.norm, controller, packing.norm(norm))
     return controller

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from implicitexp.adjoints.continuous.extension import outruns_its_interpolation
 from implicitexp.adjoints.continuous.trajectory import Flow
+from implicitexp.adjoints.continuous.trees import added, few, scaled
 from implicitexp.adjoints.continuous.walk import AbstractParameters, Integral, State
 
 MORE = 3  # orders that the quadrature is above the method's: its error vanishes beside the steps'
@@ -42,6 +43,8 @@ class ByNodes(AbstractParameters):
         order = (solver.order(flow.terms()) or LEAST_ORDER) + MORE if self.order is None else self.order
         order += 2 if self.in_error_test and (order + 1) // 2 % 2 == 0 else 0  # the estimate leaves out the middle node
         nodes, weights = gauss_legendre(order, jnp.result_type(s0))
+        if not self.in_error_test and not outruns_its_interpolation(solver) and few((flow.theta, y(s0))):
+            return Integral(_one_by_one(flow, nodes, weights, y, state, s0, s1))
         at = s0 + nodes * (s1 - s0)
         ys, adjoints = jax.vmap(y)(at), jax.vmap(lambda s: state(s)[0])(at)
         if outruns_its_interpolation(solver):
@@ -62,6 +65,19 @@ class ByNodes(AbstractParameters):
         if not self.in_error_test:
             return Integral(value)
         return Integral(value, pullback(weighted(weights - jnp.asarray(without_middle(nodes.size), weights.dtype)))[0])
+
+
+def _one_by_one(
+    flow: Flow, nodes: Array, weights: Array, y: Callable, state: Callable, s0: Any, s1: Any
+) -> list[Array]:
+    """The integral node after node, which is a smaller program: XLA compiles a loop with little in it into a single kernel."""
+
+    def add(j, total):
+        s = s0 + nodes[j] * (s1 - s0)
+        _, pullback = jax.vjp(lambda theta: flow.slope(theta, s, y(s)), flow.theta)
+        return added(total, pullback(scaled(state(s)[0], weights[j] * (s1 - s0)))[0])
+
+    return jax.lax.fori_loop(0, nodes.size, add, jax.tree.map(jnp.zeros_like, flow.theta))
 
 
 def _swept(flow: Flow, at: Array, ys: PyTree, adjoints: PyTree, upper: PyTree, width: Array) -> PyTree:

@@ -8,7 +8,6 @@ from typing import Any
 import diffrax as dfx
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from implicitexp.adjoints.continuous.diffrax_walk import AbstractOverSteps
@@ -22,7 +21,7 @@ class ByStates(AbstractParameters):
     in_error_test: bool = eqx.field(static=True, default=False)  # by itself: it is part of the state
 
     def beside(self, flow: Flow) -> State:
-        return (jax.tree.map(jnp.zeros_like, flow.theta),)
+        return (flow.theta,)
 
     def rate(self, flow: Flow, part: Callable, s: Any, y: PyTree, state: State) -> State:
         by_theta, by_y = jax.vjp(lambda theta, y: part(theta, s, y), flow.theta, y)[1](state[0])

@@ -102,10 +102,17 @@ class Trajectory(eqx.Module):
     mesh: Mesh
     y0: PyTree
 
+    @property
+    def is_swept(self) -> bool:
+        """Whether an interpolation takes evaluations of the field."""
+        return outruns_its_interpolation(self.method)
+
+    def whole(self) -> "Chunk | None":
+        """All steps, where the inside of each was kept."""
+        return None if self.mesh.infos is None else Chunk(jnp.zeros_like(self.mesh.intervals), self.mesh.infos)
+
     def prepared(self) -> tuple[PyTree, Array]:
         """-> what `chunk` starts from, and how many steps a chunk has."""
-        if self.mesh.infos is not None:
-            return (), jnp.maximum(self.mesh.intervals, 1)
         if self.mesh.states is not None:
             return self.mesh.states, jnp.ones_like(self.mesh.intervals)
         return self._checkpoints()
@@ -113,8 +120,6 @@ class Trajectory(eqx.Module):
     def chunk(self, prepared: PyTree, index: Array, stride: Array) -> Chunk:
         """The chunk of that index: steps index * stride, ..."""
         start = index * stride
-        if self.mesh.infos is not None:
-            return Chunk(start, self.mesh.infos)
         return self._replay(jax.tree.map(lambda s: s[index], prepared), start, stride)
 
     def inside(self, chunk: Chunk, i: Array) -> Any:
@@ -122,7 +127,7 @@ class Trajectory(eqx.Module):
         info = jax.tree.map(lambda x: x[i - chunk.start], chunk.infos)
         t0, t1 = self.mesh.times[i], self.mesh.ends[i]
         path = interpolation(self.method, t0, t1, info)
-        if not outruns_its_interpolation(self.method):
+        if not self.is_swept:
             return path
         slope = eqx.Partial(self.flow.slope, self.flow.theta)
         for _ in range(SWEEPS):

@@ -1,11 +1,16 @@
 """Arithmetic on pytrees that the continuous adjoints share."""
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
+
+FEW = 1024  # numbers: up to here an operation on them costs its dispatch, whatever it computes
 
 
 def norm(tree: PyTree) -> Array:
@@ -46,9 +51,47 @@ def dot(a: PyTree, b: PyTree) -> Array:
     return sum(jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y).real, a, b)), jnp.zeros(()))
 
 
+def few(tree: PyTree) -> bool:
+    """Whether it is so small that an operation on it costs its dispatch."""
+    return count(tree) <= FEW
+
+
 def count(tree: PyTree) -> int:
     """How many numbers."""
     return sum(x.size for x in jax.tree.leaves(tree))
+
+
+class Packing(eqx.Module):
+    """A tree of few numbers of one kind as one vector: a solver has an operation, and the compiler a kernel, for each leaf of its
+    state in each of its lines. Another tree stays as it is."""
+
+    treedef: Any = eqx.field(static=True)
+    shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+    used: bool = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, like: PyTree, allowed: bool = True) -> "Packing":
+        leaves, treedef = jax.tree.flatten(like)
+        fits = len(leaves) > 1 and len({x.dtype for x in leaves}) == 1 and few(like)
+        return cls(treedef, tuple(x.shape for x in leaves), allowed and fits)
+
+    def pack(self, tree: PyTree) -> PyTree:
+        return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)]) if self.used else tree
+
+    def unpack(self, packed: PyTree) -> PyTree:
+        if not self.used:
+            return packed
+        cuts = itertools.pairwise(itertools.accumulate(map(math.prod, self.shapes), initial=0))
+        parts = [packed[a:b].reshape(shape) for (a, b), shape in zip(cuts, self.shapes, strict=True)]
+        return self.treedef.unflatten(parts)
+
+    def field(self, field: Callable) -> Callable:
+        """(s, tree) -> its derivative, as a function of what is packed."""
+        return (lambda s, packed: self.pack(field(s, self.unpack(packed)))) if self.used else field
+
+    def norm(self, norm: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
+        """The norm of a tree, of what is packed."""
+        return (lambda packed: norm(self.unpack(packed))) if self.used else norm
 
 
 def largest_of(first: Callable[[PyTree], Any], others: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from implicitexp.adjoints.continuous.extension import interpolation
 from implicitexp.adjoints.continuous.trajectory import Chunk, Flow, Trajectory, as_terms
-from implicitexp.adjoints.continuous.trees import added, chosen, largest_of
+from implicitexp.adjoints.continuous.trees import Packing, added, chosen, few, largest_of
 from implicitexp.solvers.base import all_finite
 
 SPARE_STEPS = 4  # the backward solve may take this many times the forward's largest number of steps
@@ -58,7 +58,7 @@ class AbstractParameters(eqx.Module):
 
     @abc.abstractmethod
     def beside(self, flow: Flow) -> State:
-        """What is solved beside lambda, at its start: all zero."""
+        """Something like what is solved beside lambda."""
 
     @abc.abstractmethod
     def rate(self, flow: Flow, part: Callable, s: Any, y: PyTree, state: State) -> State:
@@ -72,10 +72,11 @@ class AbstractParameters(eqx.Module):
 class _Walker(eqx.Module):
     """Where the backward solve stands."""
 
+    i: Int[Array, ""]  # times[i] < s
     s: Float[Array, ""]
     dt: Float[Array, ""]
     pending: Int[Array, ""]  # outputs whose cotangent has not been added yet
-    state: State
+    state: PyTree  # packed
     theta: list[Array]
     controller: PyTree
     stepper: PyTree
@@ -95,25 +96,42 @@ class Walk(eqx.Module):
     max_steps: int | None = eqx.field(static=True, default=None)
 
     def __call__(self) -> Backward:
+        walker, whole = self._start(), self.trajectory.whole()
+        walker = self._by_chunks(walker) if whole is None else self._over(whole, walker)
+        at_start = jnp.arange(self.outputs.times.size) < walker.pending
+        state = self._packing.unpack(walker.state)
+        adjoint = jax.tree.map(
+            lambda w, c: w + jnp.tensordot(at_start.astype(c.dtype), c, 1), state[0], self.outputs.cotangents
+        )
+        theta = state[1] if len(state) > 1 else walker.theta
+        return Backward(adjoint, theta, ~walker.failed & all_finite((adjoint, theta)), walker.steps)
+
+    def _by_chunks(self, walker: _Walker) -> _Walker:
         prepared, stride = self.trajectory.prepared()
-        mesh = self.trajectory.mesh
-        walker = self._start()
 
         def one_chunk(carry):
             index, walker = carry
-            chunk = self.trajectory.chunk(prepared, index, stride)
-            end = mesh.times[chunk.start]
-            walker = jax.lax.while_loop(lambda w: (w.s > end) & ~w.failed, lambda w: self._advance(w, chunk), walker)
-            return index - 1, walker
+            return index - 1, self._over(self.trajectory.chunk(prepared, index, stride), walker)
 
-        index = jnp.maximum(mesh.interval(walker.s), 0) // stride
-        _, walker = jax.lax.while_loop(lambda c: (c[0] >= 0) & ~c[1].failed, one_chunk, (index, walker))
-        at_start = jnp.arange(self.outputs.times.size) < walker.pending
-        adjoint = jax.tree.map(
-            lambda w, c: w + jnp.tensordot(at_start.astype(c.dtype), c, 1), walker.state[0], self.outputs.cotangents
-        )
-        theta = walker.state[1] if len(walker.state) > 1 else walker.theta
-        return Backward(adjoint, theta, ~walker.failed & all_finite((adjoint, theta)), walker.steps)
+        start = (walker.i // stride, walker)
+        return jax.lax.while_loop(lambda c: (c[0] >= 0) & ~c[1].failed, one_chunk, start)[1]
+
+    def _over(self, chunk: Chunk, walker: _Walker) -> _Walker:
+        """Back over the forward steps of the chunk. An interpolation that takes evaluations of the field is made once in each
+        of them, else with every backward step: in lanes of a vmap two nested loops wait for the slowest lane twice."""
+        times, inside = self.trajectory.mesh.times, self.trajectory.inside
+
+        def down_to(s: Array, advance: Callable, walker: _Walker) -> _Walker:
+            return jax.lax.while_loop(lambda w: (w.s > s) & ~w.failed, advance, walker)
+
+        def step(w):
+            y = inside(chunk, w.i).evaluate
+            return down_to(times[w.i], lambda w: self._advance(w, y), w)
+
+        def part(w):
+            return self._advance(w, inside(chunk, w.i).evaluate)
+
+        return down_to(times[chunk.start], step if self.trajectory.is_swept else part, walker)
 
     @property
     def _flow(self) -> Flow:
@@ -123,13 +141,31 @@ class Walk(eqx.Module):
     def _controlled(self) -> bool:
         return isinstance(self.controller, dfx.AbstractAdaptiveStepSizeController)
 
+    @property
+    def _like(self) -> State:
+        """Something like lambda and what is solved beside it."""
+        return (self.trajectory.y0, *self.parameters.beside(self._flow))
+
+    @property
+    def _packing(self) -> Packing:
+        """Not where the controller judges by a norm that is not known, or by more than the state."""
+        known = not self._controlled or isinstance(self.controller, dfx.PIDController)
+        return Packing.of(self._like, known and (len(self._like) > 1 or not self.parameters.in_error_test))
+
+    @property
+    def _control(self) -> Any:
+        """The controller of the packed state."""
+        if not isinstance(self.controller, dfx.PIDController):
+            return self.controller
+        return eqx.tree_at(lambda c: c.norm, self.controller, self._packing.norm(self.controller.norm))
+
     def _terms(self, y: Callable) -> Any:
         """Of the backward solve in the time -s, y(s) being given."""
 
         def field(part):
             return lambda tau, state: self.parameters.rate(self._flow, part, -tau, y(-tau), state)
 
-        return as_terms([field(part) for part in self._flow.parts])
+        return as_terms([self._packing.field(field(part)) for part in self._flow.parts])
 
     def _like_terms(self) -> Any:
         """Of the same structure, to prepare solver and controller."""
@@ -138,18 +174,19 @@ class Walk(eqx.Module):
     def _start(self) -> _Walker:
         """At the last output, with no cotangent added yet."""
         mesh, outputs = self.trajectory.mesh, self.outputs
-        state = (jax.tree.map(jnp.zeros_like, self.trajectory.y0), *self.parameters.beside(self._flow))
+        state = self._packing.pack(jax.tree.map(jnp.zeros_like, self._like))
         s = outputs.times[jnp.maximum(outputs.valid - 1, 0)]
         i = jnp.maximum(mesh.interval(s), 0)
         step = mesh.ends[i] - mesh.times[i]
         dt = jnp.where(jnp.isfinite(step) & (step > 0), step, 1) if self._controlled else jnp.full_like(s, jnp.inf)
         terms = self._like_terms()
         return _Walker(
+            i=i,
             s=s,
             dt=dt,
             pending=outputs.valid,
             state=state,
-            theta=jax.tree.map(jnp.zeros_like, self._flow.theta) if len(state) == 1 else [],
+            theta=jax.tree.map(jnp.zeros_like, self._flow.theta) if len(self._like) == 1 else [],
             controller=self._first_controller_state(terms, s, dt, state),
             stepper=jax.tree.map(jnp.asarray, self.solver.init(terms, -s, -s + dt, state, None)),
             jumped=jnp.array(True),
@@ -157,32 +194,39 @@ class Walk(eqx.Module):
             failed=jnp.array(False),
         )
 
-    def _first_controller_state(self, terms: Any, s: Array, dt: Array, state: State) -> PyTree:
+    def _first_controller_state(self, terms: Any, s: Array, dt: Array, state: PyTree) -> PyTree:
         if not self._controlled:
             return ()
         order = self.solver.error_order(terms)
-        _, controller = self.controller.init(terms, -s, -s + dt, state, dt, None, self.solver.func, order)
+        _, controller = self._control.init(terms, -s, -s + dt, state, dt, None, self.solver.func, order)
         return jax.tree.map(jnp.asarray, controller)
 
-    def _advance(self, w: _Walker, chunk: Chunk) -> _Walker:
+    def _advance(self, w: _Walker, y: Callable) -> _Walker:
         """Add the cotangent of an output that has been reached, and try a step to the next stop: the start of a forward
-        step, or an output."""
-        mesh, times = self.trajectory.mesh, self.outputs.times
-        i = mesh.interval(w.s)
-        s = jnp.minimum(w.s, mesh.ends[i])  # over the gap that a jump of the field leaves
+        step, or an output. `y`: as a function of s."""
+        mesh, times, packing = self.trajectory.mesh, self.outputs.times, self._packing
+        s = jnp.minimum(w.s, mesh.ends[w.i])  # over the gap that a jump of the field leaves
         here = (w.pending > 0) & (times[w.pending - 1] >= s)
         jump = jax.tree.map(lambda c: jnp.where(here, c[w.pending - 1], 0), self.outputs.cotangents)
         pending = w.pending - here
-        stop = jnp.where(pending > 0, jnp.maximum(times[pending - 1], mesh.times[i]), mesh.times[i])
+        stop = jnp.where(pending > 0, jnp.maximum(times[pending - 1], mesh.times[w.i]), mesh.times[w.i])
+        adjoint, *beside = packing.unpack(w.state)
         w = eqx.tree_at(
             lambda w: (w.s, w.state, w.pending, w.jumped),
             w,
-            (s, (added(w.state[0], jump), *w.state[1:]), pending, w.jumped | here | (s != w.s)),
+            (s, packing.pack((added(adjoint, jump), *beside)), pending, w.jumped | here | (s != w.s)),
         )
-        return jax.lax.cond(stop < s, lambda w: self._attempt(w, chunk, i, stop), lambda w: w, w)
+        return self._where(
+            stop < s, lambda: self._attempt(w, y, stop), w
+        )  # not where another output is at the same time
 
-    def _attempt(self, w: _Walker, chunk: Chunk, i: Array, stop: Array) -> _Walker:
-        y = self.trajectory.inside(chunk, i).evaluate
+    def _where(self, condition: Array, new: Callable[[], PyTree], old: PyTree) -> PyTree:
+        """`new`, if the condition holds. Few numbers are computed in any case: a branch costs more than they do."""
+        if few((self._flow.theta, self.trajectory.y0)):
+            return chosen(condition, new(), old)
+        return jax.lax.cond(condition, new, lambda: old)
+
+    def _attempt(self, w: _Walker, y: Callable, stop: Array) -> _Walker:
         terms = self._terms(y)
         target = jnp.maximum(w.s - w.dt, stop)
         target = jnp.where(target - stop < CRUMB * w.dt, stop, target)
@@ -190,7 +234,11 @@ class Walk(eqx.Module):
 
         def integral():
             path = interpolation(self.solver, -w.s, -target, info)
-            return self.parameters.over_step(self._flow, self.solver, y, lambda s: path.evaluate(-s), target, w.s)
+
+            def state(s):
+                return self._packing.unpack(path.evaluate(-s))
+
+            return self.parameters.over_step(self._flow, self.solver, y, state, target, w.s)
 
         if self.parameters.in_error_test and self._controlled:
             over = integral()
@@ -203,12 +251,13 @@ class Walk(eqx.Module):
             keep = keep & (result == dfx.RESULTS.successful)
             theta = w.theta
             if theta:
-                theta = jax.lax.cond(keep, lambda: added(w.theta, integral().value), lambda: w.theta)
+                theta = self._where(keep, lambda: added(w.theta, integral().value), w.theta)
         moved = (target, new, stepper, jnp.array(False))
         s, state, stepper, jumped = chosen(keep, moved, (w.s, w.state, w.stepper, w.jumped))
+        i = w.i - (s <= self.trajectory.mesh.times[w.i])
         steps = w.steps + 1
         failed = (steps >= self._most_steps) | ~(s - dt < s) | ~all_finite(state)
-        return _Walker(s, dt, w.pending, state, theta, controller, stepper, jumped, steps, failed)
+        return _Walker(i, s, dt, w.pending, state, theta, controller, stepper, jumped, steps, failed)
 
     def _judged(
         self, w: _Walker, terms: Any, target: Array, ends: tuple[PyTree, PyTree], error: Any
@@ -219,7 +268,7 @@ class Walk(eqx.Module):
             return jnp.array(True), w.dt, w.controller
         error = jax.tree.map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
         order: Any = self.solver.error_order(terms)
-        keep, t0, t1, _, controller, _ = self.controller.adapt_step_size(
+        keep, t0, t1, _, controller, _ = self._control.adapt_step_size(
             -w.s, -target, *ends, None, error, order, w.controller
         )
         # A step cut short by a stop says little about the next: it does not shrink the proposal.
