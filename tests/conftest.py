@@ -13,7 +13,8 @@ os.environ.setdefault(
 
 from jaxtyping import install_import_hook
 
-gc.set_threshold(200_000, 20, 50)  # tracing makes objects by the million that live on: a seventh of the suite's time
+gc.disable()  # tracing makes objects by the million that live on: looked at once, after some tests, see `_garbage`
+TESTS_BETWEEN_COLLECTIONS = 20
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a job in a shell's background: children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 HOOK = install_import_hook("implicitexp", "beartype.beartype")
@@ -24,12 +25,25 @@ import pytest
 
 from implicitexp import device
 
+TESTS_DONE = pytest.StashKey[int]()
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _compilation_cache():
     """Programs that were compiled before are read from the user's cache folder."""
     with device.configured("cpu", "float32"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _garbage(request):
+    """What is alive after TESTS_BETWEEN_COLLECTIONS tests, JAX's caches above all, is not looked at again."""
+    yield
+    done = request.session.stash.get(TESTS_DONE, 0) + 1
+    request.session.stash[TESTS_DONE] = done
+    if done % TESTS_BETWEEN_COLLECTIONS == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,10 +67,13 @@ def test_two_processes_are_one_mesh(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "implicitexp", "problem=ode", "problem.width=4", "problem.batch_size=8", "steps=3",
+    (tmp_path / "conf" / "problem").mkdir(parents=True)
+    (tmp_path / "conf" / "problem" / "drawn.yaml").write_text("_target_: runs.Drawn\n")
+    command = [sys.executable, "-m", "implicitexp", f"--config-dir={tmp_path}/conf", "problem=drawn", "steps=3",
                "check_every=3", "log_every=1", "tracker=none"]  # fmt: skip
     fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile, on one device
-    environment = {**os.environ, "XLA_FLAGS": fast, "JAX_PLATFORMS": "cpu"}
+    here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "XLA_FLAGS": fast, "JAX_PLATFORMS": "cpu", "PYTHONPATH": here}
 
     def run(folder, *more, **extra):
         line = [*command, f"hydra.run.dir={tmp_path / folder}", *more]
