@@ -202,9 +202,11 @@ def test_what_is_stored_goes_by_size():
     def array(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    assert storage(1, array(KEEP_STAGES // 4), array(1)) == "stages"
-    assert storage(1, array(KEEP_STAGES // 4 + 1), array(KEEP_STEPS // 4)) == "steps"
-    assert storage(1, array(KEEP_STAGES // 4 + 1), array(KEEP_STEPS // 4 + 1)) == "times"
+    implicit, explicit = dfx.Kvaerno5(), dfx.Tsit5()
+    assert storage(implicit, 1, array(KEEP_STAGES // 4), array(1)) == "stages"
+    assert storage(explicit, 1, array(1), array(1)) == "steps"
+    assert storage(implicit, 1, array(KEEP_STAGES // 4 + 1), array(KEEP_STEPS // 4)) == "steps"
+    assert storage(implicit, 1, array(KEEP_STAGES // 4 + 1), array(KEEP_STEPS // 4 + 1)) == "times"
 
 
 def test_extension_of_a_step():

@@ -67,7 +67,7 @@ def solve_with_mesh(call: Any) -> tuple[PyTree, Mesh, Array, Array]:
     """-> value, mesh, converged, steps."""
     equation, solver = call.equation, call.solver
     method, direction = solver.stepper(equation.y0), direction_of(equation)
-    store = storage(solver.max_steps, _step_info(call, method), equation.y0)
+    store = storage(method, solver.max_steps, _step_info(call, method), equation.y0)
     saved = dfx.SubSaveAt(t1=True) if equation.ts is None else dfx.SubSaveAt(ts=equation.ts)
     kept = dfx.SubSaveAt(t0=True, steps=True, fn=_state if store == "steps" else _time)
     dense = store == "stages"

@@ -44,7 +44,7 @@ class AbstractOverSteps(AbstractContinuous):
                 "use Backsolve(checkpoints=...)."
             )
         info = _step_info(problem, setup)
-        store = storage(steps, info, problem.y0) if self.store is None else self.store
+        store = storage(setup.solve.solver, steps, info, problem.y0) if self.store is None else self.store
         if store == "stages":
             infos = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), info)
             return Recording([], [], infos)

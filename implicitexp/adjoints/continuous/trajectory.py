@@ -21,8 +21,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from implicitexp.adjoints.continuous.extension import Swept, interpolation, outruns_its_interpolation
 
 STAGES = 8  # states that a step's interpolation keeps, about: balances the two buffers of `times`
-KEEP_STAGES = 2**20  # bytes: up to this, filling the buffer costs less than the steps that it saves
-KEEP_STEPS = 2**21  # bytes: above it the memory matters more than doing the steps once more
+KEEP_STAGES = (
+    2**20
+)  # bytes, of an implicit method: up to this, filling the buffer costs less than the steps that it saves
+KEEP_STEPS = (
+    2**18
+)  # bytes: each lane of a vmap keeps them; above it the memory costs more than doing the steps once more
 SWEEPS = (
     2  # gradient of an oscillator by Dopri8 at 1e-10: 26, 4.7, 1.9 times kappa times the solve's error with 0, 1, 2
 )
@@ -187,13 +191,17 @@ class Trajectory(eqx.Module):
         return Chunk(start, jax.lax.fori_loop(zero, length, step, (y, state, infos))[2])
 
 
-def storage(steps: int, info: PyTree, y: PyTree) -> Store:
-    """What to keep of a solve of at most that many steps: as much as pays. `info`: shapes of a step's interpolation."""
+def storage(method: dfx.AbstractSolver, steps: int, info: PyTree, y: PyTree) -> Store:
+    """What to keep of a solve of at most that many steps: as much as pays. `info`: shapes of a step's interpolation.
+
+    To do an explicit step again costs less than to write and read what is inside it: Lotka-Volterra by Dopri8, `stages` 1.17 ms,
+    `steps` 0.91, `times` 0.92; by Tsit5 0.164, 0.160, 0.170; in 256 lanes 51, 45, 56 ms with 144, 32, 18 MiB.
+    """
 
     def size(tree: PyTree) -> int:
         return steps * sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
-    if size(info) <= KEEP_STAGES:
+    if isinstance(method, dfx.AbstractImplicitSolver) and size(info) <= KEEP_STAGES:
         return "stages"
     return "steps" if size(y) <= KEEP_STEPS else "times"
 

@@ -7,6 +7,7 @@ rejected steps, nor the error estimate, nor the root finder of an implicit stage
 
 from typing import Any, Literal
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,10 @@ from implicitexp.adjoints.discrete.setup import around, bounded, checked, plain,
 from implicitexp.adjoints.discrete.tableau import Scheme
 from implicitexp.adjoints.discrete.walk import Walk
 
-BYTES = 8 * 2**20  # what `auto` keeps; filling it takes about a millisecond
+# What `auto` keeps. Each lane of a vmap keeps as much, so it is little unless the user has counted the steps.
+STATES, COUNTED_STATES, STAGES = 2**18, 2**23, 2**20  # bytes
 AT_LEAST = 64  # states
+DEFAULT_MAX_STEPS = 4096  # of diffeqsolve
 
 
 class Replay(AbstractPlugin):
@@ -34,9 +37,10 @@ class Replay(AbstractPlugin):
     factorisation of I - h a_ii J, or, for n > 48, one in each step, which serves its stages by refinement to rounding. Memory:
     2 `max_steps` times, and
 
-    - `store="auto"`: the state at the start of each step, as many as fit into 8 MiB, but at least 64; all arrays of JAX have a
-      fixed length, and to fill `max_steps` large states takes longer than a solve of few steps. The stages of an implicit
-      method too, if all of them fit;
+    - `store="auto"`: the state at the start of each step, as many as fit into 256 KiB, but at least 64; more steps than that are
+      done again between them. All arrays of JAX have a fixed length, each lane of a `vmap` has its own, and to fill `max_steps`
+      large states takes longer than a solve of few steps. With steps of given lengths and a `max_steps` of the user's, who
+      has then counted the steps, 8 MiB. The stages of an implicit method too, if all of them fit into 1 MiB;
     - `store="steps"`: the state at the start of each step, `max_steps` n numbers;
     - `store="stages"`: the stages too, `max_steps` (s + 1) n numbers; an implicit method's are then not solved for again;
     - `store=k`: k states (rounded up to an even number) and max_steps/k besides; what lies between is computed again.
@@ -84,12 +88,12 @@ class _Plan(eqx.Module):
         """Euler's one stage is not worth keeping; to do an implicit step again takes the solver's own state."""
         implicit, store = self.scheme.implicit, self.store
         number = sum(x.nbytes for x in jax.tree.leaves(solve.init_state.y))
-        if store == "auto" and implicit and (len(self.scheme) + 1) * number * (solve.max_steps or 0) <= BYTES:
+        if store == "auto" and implicit and (len(self.scheme) + 1) * number * (solve.max_steps or 0) <= STAGES:
             store = "stages"
         stages = store == "stages" and (self.scheme.keeps_stages or implicit)
         count = None if isinstance(store, str) else store + store % 2
         if store == "auto":
-            most = max(AT_LEAST, BYTES // max(number, 1) // 2 * 2)
+            most = _most(solve, number)
             count = most if most < (solve.max_steps or 0) else None
         again = implicit and not stages
         gaps = leaves_gaps(solve.stepsize_controller)
@@ -108,6 +112,15 @@ class _Plan(eqx.Module):
         if clock is not None:
             final = eqx.tree_at(lambda s: s.controller_state, final, final.controller_state[0], is_leaf=is_none)
         return Taped(final, taped.record)
+
+
+def _most(solve: Solve, number: int) -> int:
+    """How many states of `number` bytes to keep."""
+    counted = solve.max_steps != DEFAULT_MAX_STEPS and type(solve.stepsize_controller) in (
+        dfx.ConstantStepSize,
+        dfx.StepTo,
+    )
+    return max(AT_LEAST, (COUNTED_STATES if counted else STATES) // max(number, 1) // 2 * 2)
 
 
 # -- the loop over the steps, and its derivative --------------------------------------------------------------------------
