@@ -23,8 +23,8 @@ from implicitexp.adjoints.discrete.tableau import Scheme
 from implicitexp.adjoints.discrete.walk import Walk
 
 # What `auto` keeps. Each lane of a vmap keeps as much, so it is little unless the user has counted the steps.
-STATES, COUNTED_STATES, STAGES = 2**18, 2**23, 2**20  # bytes
-AT_LEAST = 64  # states
+STATES, COUNTED_STATES, STAGES = 2**17, 2**23, 2**20  # bytes
+KEPT = 128  # states, where not all of them fit
 DEFAULT_MAX_STEPS = 4096  # of diffeqsolve
 
 
@@ -37,10 +37,10 @@ class Replay(AbstractPlugin):
     factorisation of I - h a_ii J, or, for n > 48, one in each step, which serves its stages by refinement to rounding. Memory:
     2 `max_steps` times, and
 
-    - `store="auto"`: the state at the start of each step, as many as fit into 256 KiB, but at least 64; more steps than that are
-      done again between them. All arrays of JAX have a fixed length, each lane of a `vmap` has its own, and to fill `max_steps`
-      large states takes longer than a solve of few steps. With steps of given lengths and a `max_steps` of the user's, who
-      has then counted the steps, 8 MiB. The stages of an implicit method too, if all of them fit into 1 MiB;
+    - `store="auto"`: the state at the start of each step, if `max_steps` of them fit into 128 KiB, else 128, and where there are
+      more steps they are done again between them: all arrays of JAX have a fixed length, each lane of a `vmap` has its own, and
+      to fill `max_steps` large states takes longer than a solve of few steps. With steps of given lengths and a `max_steps` of
+      the user's, who has then counted the steps, 8 MiB. The stages of an implicit method too, if all of them fit into 1 MiB;
     - `store="steps"`: the state at the start of each step, `max_steps` n numbers;
     - `store="stages"`: the stages too, `max_steps` (s + 1) n numbers; an implicit method's are then not solved for again;
     - `store=k`: k states (rounded up to an even number) and max_steps/k besides; what lies between is computed again.
@@ -92,9 +92,8 @@ class _Plan(eqx.Module):
             store = "stages"
         stages = store == "stages" and (self.scheme.keeps_stages or implicit)
         count = None if isinstance(store, str) else store + store % 2
-        if store == "auto":
-            most = _most(solve, number)
-            count = most if most < (solve.max_steps or 0) else None
+        if store == "auto" and (solve.max_steps or 0) * number > _room(solve):
+            count = KEPT
         again = implicit and not stages
         gaps = leaves_gaps(solve.stepsize_controller)
         return Recording(count, clock, stages, carries_state=again, jumps=again, gaps=gaps)
@@ -114,13 +113,13 @@ class _Plan(eqx.Module):
         return Taped(final, taped.record)
 
 
-def _most(solve: Solve, number: int) -> int:
-    """How many states of `number` bytes to keep."""
+def _room(solve: Solve) -> int:
+    """Bytes for all states."""
     counted = solve.max_steps != DEFAULT_MAX_STEPS and type(solve.stepsize_controller) in (
         dfx.ConstantStepSize,
         dfx.StepTo,
     )
-    return max(AT_LEAST, (COUNTED_STATES if counted else STATES) // max(number, 1) // 2 * 2)
+    return COUNTED_STATES if counted else STATES
 
 
 # -- the loop over the steps, and its derivative --------------------------------------------------------------------------
