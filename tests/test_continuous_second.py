@@ -17,10 +17,13 @@ from continuous_cases import (
     solve,
 )
 
+from implicitexp import solving, strategies
 from implicitexp.adjoints.continuous.backsolve_adjoint import Backsolve
 from implicitexp.adjoints.continuous.forward_sensitivity import ForwardSensitivity
 from implicitexp.adjoints.continuous.gauss_adjoint import Gauss
 from implicitexp.adjoints.continuous.interpolating import Interpolating
+from implicitexp.equations import ODE
+from implicitexp.errors import Unsupported
 
 TWICE = 10 * STEPPED  # second derivatives of `number(sin 3 y)` are up to ten times the first ones
 ORDERS = {"forward over forward": (jax.jacfwd, jax.jacfwd), "forward over reverse": (jax.jacfwd, jax.jacrev)}
@@ -102,3 +105,20 @@ def test_forward_over_reverse_is_refused(adjoint):
     p = arrays(FORWARDS)
     with pytest.raises(RuntimeError, match="first derivatives"):
         jax.hessian(lambda a: solve({**p, "a": a}, adjoint).ys[0])(p["a"])
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        strategies.Adjoint(),
+        pytest.param(strategies.Adjoint(method="backsolve"), marks=pytest.mark.slow),
+        pytest.param(strategies.Forward(), marks=pytest.mark.slow),
+    ],
+)
+def test_reverse_over_reverse_in_the_framework_is_refused_in_words(strategy):
+    def gradient(rate):
+        equation = ODE(lambda t, y, rate: -rate * y, 1.0, 0.0, 1.0)
+        return jax.grad(lambda rate: solving.solve(equation, rate, gradient=strategy).value)(rate)
+
+    with pytest.raises(Unsupported, match=r"use jax.hessian"):
+        jax.make_jaxpr(jax.grad(gradient))(0.5)

@@ -20,7 +20,7 @@ from implicitexp.solvers.base import stats
 from implicitexp.solvers.pieces import ends, inside
 
 from .base import AbstractCell, AbstractStrategy, Backward, Split, check_solver, normalized, scaled
-from .forward import Directions, SensitivityCell
+from .forward import Directions, SensitivityCell, first_order
 from .implicit import linearization
 
 
@@ -74,7 +74,7 @@ class IteratedCell(AbstractCell):
         at = linearization(*residuals)
         c = jax.flatten_util.ravel_pytree(cotangent)[0]
         w, converged, steps, residual = self._solve(residuals, c, transposed=True)
-        return at.dtheta_transposed(w), Backward(converged, steps, residual)
+        return first_order("adjoint", at.dtheta_transposed(w)), Backward(converged, steps, residual)
 
     def _solve(self, residuals, c: Array, transposed: bool):
         """w with A w + c = 0, A being df/dy or its transpose."""
@@ -118,8 +118,8 @@ class ContinuousCell(AbstractCell):
         else:
             back = continuous.by_gauss(split, self.tolerances, at, mesh)
         boundary = self._boundary(call, split, at, back.adjoint)
-        moved = jax.tree.map(lambda a, b: a + b, back.theta, boundary)
-        return scaled(moved, size), Backward(back.converged, back.steps, jnp.zeros(()))
+        moved = scaled(jax.tree.map(lambda a, b: a + b, back.theta, boundary), size)
+        return first_order("adjoint", moved), Backward(back.converged, back.steps, jnp.zeros(()))
 
     def _boundary(self, call: Any, split: Split, at: Any, adjoint: PyTree) -> list[Array]:
         """What y0 and the times contribute: lambda(t0), -<lambda(t0), F(t0)>, <c, F> at each output."""

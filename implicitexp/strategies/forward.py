@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from implicitexp.adjoints.continuous.calls import sensitivities
 from implicitexp.adjoints.implicit.linear import LinearSolve
+from implicitexp.adjoints.implicit.linear_map import linear_map
 from implicitexp.errors import Unsupported
 from implicitexp.solvers.base import PLAIN, all_finite
 from implicitexp.solvers.ode import AbstractFixedStep
@@ -89,6 +90,21 @@ class Forward(AbstractDirectional):
         return {"ode": SensitivityCell, "integral": TangentCell}.get(kind, ImplicitTangentCell)(directions)
 
 
+def first_order(name: str, moved: list[Array]) -> list[Array]:
+    """The same cotangents, which are not differentiated in reverse mode again: the loops that they come from cannot be.
+
+    **Raises** `Unsupported` where that is asked for.
+    """
+
+    def refuse():
+        raise Unsupported(
+            f"{name} has second derivatives by forward mode over reverse mode, not by reverse mode over reverse mode: use "
+            "jax.hessian, jax.jacfwd(jax.grad(...)) or jax.jvp of jax.grad, not jax.grad of jax.grad."
+        )
+
+    return linear_map(lambda _, x: x, lambda _, x: x, (), moved, like=moved, check=refuse) if moved else moved
+
+
 Push = Callable[[list[Array]], tuple[PyTree, Backward]]
 
 
@@ -130,7 +146,9 @@ class TangentCell(AbstractCell):
             tangent = self.push(residuals, tangents)
             return tangent, Backward(all_finite(tangent), jnp.array(0, jnp.int32), jnp.zeros(()))
 
-        return pull_along(self.directions, push, residuals.theta, cotangent)
+        moved, backward = pull_along(self.directions, push, residuals.theta, cotangent)
+        is_loop = residuals.call().equation.kind != "integral"  # whose rule is a sum
+        return first_order("forward", moved) if is_loop else moved, backward
 
 
 class ProgramTangent(AbstractStrategy):
@@ -166,7 +184,10 @@ class ImplicitTangentCell(AbstractCell):
 
     def pull(self, residuals, cotangent: PyTree):
         split, y = residuals
-        return pull_along(self.directions, lambda t: self.implicit.tangent(split, y, t), split.theta, cotangent)
+        moved, backward = pull_along(
+            self.directions, lambda t: self.implicit.tangent(split, y, t), split.theta, cotangent
+        )
+        return first_order("forward", moved), backward
 
 
 class SensitivityCell(AbstractCell):
@@ -198,4 +219,4 @@ class SensitivityCell(AbstractCell):
 
         total = sum(jax.tree.leaves(jax.tree.map(products, columns, cotangent)), jnp.zeros(len(rows), rows.dtype))
         backward = Backward(converged, jnp.asarray(steps, jnp.int32), jnp.zeros(()))
-        return unravel(self.directions.combine(rows, total)), backward
+        return first_order("forward", unravel(self.directions.combine(rows, total))), backward
