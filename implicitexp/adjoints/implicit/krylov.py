@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from implicitexp.solvers.anderson import put
+
 FALLEN = 0.9  # of the residual before: with less progress the residual is no new direction (section 4 there)
 MEMORY = (
     30  # directions that are kept, 10 more than Lineax's GMRES keeps; with a good preconditioner it takes two or three
@@ -61,7 +63,7 @@ def smallest_residual(
         fell = jnp.linalg.norm(after) <= FALLEN * jnp.linalg.norm(residual)
         direction = jnp.where(fell, _unit(after), image)
         place = step % none.shape[0]
-        return x, after, direction, moves.at[place].set(move), images.at[place].set(image), step + 1
+        return x, after, direction, put(moves, move, place), put(images, image, place), step + 1
 
     start = (x, residual, _unit(residual), none, none, jnp.array(0, jnp.int32))
     x, _, _, _, _, steps = jax.lax.while_loop(going, advance, start)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from implicitexp.adjoints.implicit.krylov import directions, smallest_residual
 
 PATIENCE = 100  # steps without a residual smaller than ever before: BiCGStab stands still
+FAR = 1e6  # a residual that is longer, in units of |b|, has cost as many digits
 NOTHING = 10.0  # in units of eps: a product of two vectors below this share of their lengths is zero
 PASS = 400  # its products before it is seen whether the residual has come down: 20 restarts of Lineax's GMRES
 COME_DOWN = 0.9  # by less in a pass it stands still
@@ -63,7 +64,7 @@ class _Carry(NamedTuple):
     length: Array  # of r
     best: Array  # the smallest length until now
     idle: Array  # steps since then
-    broken: Array  # a division by what is zero but for rounding
+    broken: Array  # a division by what is zero but for rounding, after which r is without bounds
     products: Array
     size: Array  # the largest |A s| / |s| seen
 
@@ -77,16 +78,16 @@ def _bicgstab(apply: Product, b: Vector, tolerance: Array, limit: int) -> tuple[
 
     def advance(c: _Carry):
         v = apply(c.p)
-        along = b @ v
-        alpha = c.rho / _away(along)
+        alpha = c.rho / _away(b @ v)
         s = c.r - alpha * v
         t = apply(s)
-        tt, ts, ss = t @ t, t @ s, s @ s
+        tt, ts = t @ t, t @ s
         omega = ts / _away(tt)
         r = s - omega * t
         length, rho = jnp.linalg.norm(r), b @ r
         p = r + (rho / c.rho) * (alpha / _away(omega)) * (c.p - omega * v)
-        broken = (jnp.abs(along) <= nothing * size * jnp.linalg.norm(v)) | (ts * ts <= nothing**2 * tt * ss)
+        ss = length**2 + omega * ts  # of s; neither can be negative
+        broken = (length > FAR * size) | (ts * omega <= nothing**2 * ss)
         return _Carry(
             x=c.x + alpha * c.p + omega * s,
             r=r,
