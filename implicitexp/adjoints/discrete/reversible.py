@@ -37,7 +37,8 @@ class Reversible(AbstractPlugin):
     and backwards rounding grows by up to 1/c a step. None: each step has the c that keeps the two solutions of the method
     together to 0.3 of the controller's tolerance; with constant steps, c = exp(-32/N) for N of them, at least 0.1; up to an event
     with constant steps, 0.95. A number is taken for every step: 0.999 is McCallum and Foster's, and on Lotka-Volterra at
-    rtol = 1e-6 its gradient is off by 0.4, that of the default by 1.3e-3 and that of `Replay` by 2.3e-4.
+    rtol = 1e-6 its gradient would be off by 0.4, that of the default is by 1.3e-3 and that of `Replay` by 2.3e-4. Where the two
+    solutions are more than 1000 tolerances apart, neither is one, and the gradient is NaN.
 
     `checkpoints`: so many states are kept, evenly among the steps, and taken up again when the walk comes to them, so that
     rounding grows over the steps between two of them only. Where the walk comes to one and is off by more than the square root
