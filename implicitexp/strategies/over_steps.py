@@ -16,7 +16,8 @@ class Replay(AbstractDropIn):
     """The accepted steps, recorded and walked backwards: the gradient of `unroll`, in less time to run and to compile.
 
     `store`: what is kept of a step, its start (`steps`) or its stages too (`stages`), or a number of states, between which
-    the steps are done again; `auto` keeps 64 states, of an implicit method 128 or all that fit into 128 KiB, its stages if they fit into 1 MiB.
+    the steps are done again; `auto` keeps 64 states, of an implicit method 128 or all that fit into 128 KiB, its stages if they
+    fit into 1 MiB.
 
     Source: A. Sandu 2006, "On the properties of Runge-Kutta discrete adjoints".
     """
