@@ -99,6 +99,12 @@ def test_the_matrix_over_comparisons(tmp_path):
     names, body = tables.matrix_cells(square)
     assert names == ["", "implicit", "unroll"]
     assert body == [["root", "1e-06, 2x", "2, 2x"], ["ode", "undefined", "< 2e-09, 2x"], ["odd", "-", "-"]]
+    assert tables.matrix_tables(square, 34) == [(names, body)]
+    root, rest = (
+        [["implicit", "1e-06, 2x"], ["unroll", "2, 2x"]],
+        [["implicit", "undefined", "-"], ["unroll", "< 2e-09, 2x", "-"]],
+    )
+    assert tables.matrix_tables(square, 33) == [(["", "root"], root), (["", "ode", "odd"], rest)]
     texts = [text.get_text() for text in figures.sweep_figure(found, "a sweep").axes[0].texts]
     assert texts == ["1.0e-06", "2.0e+00", "undefined", "< 1.0e-09", "-", "-"]
 

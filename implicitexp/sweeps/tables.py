@@ -91,6 +91,24 @@ def matrix_cells(of: Matrix) -> Table_:
     ]
 
 
+def matrix_tables(of: Matrix, width: int) -> list[Table_]:
+    """Strategies across, if there is room; else down, and of the rest as much across as there is room for, table by table."""
+    whole = matrix_cells(of)
+    if room(whole) <= width:
+        return [whole]
+    found: list[Table_] = []
+    names, body = [""], [[name] for name in of.across]
+    for down in of.down:
+        title = down.replace("_", "_\n")  # a terminal breaks it anywhere
+        column = [matrix_cell(of.cells.get((down, name))) for name in of.across]
+        wider = [*names, title], [[*row, cell] for row, cell in zip(body, column, strict=True)]
+        if room(wider) > width and len(names) > 1:
+            found.append((names, body))
+            wider = ["", title], [[name, cell] for name, cell in zip(of.across, column, strict=True)]
+        names, body = wider
+    return [(names, [row for row in body if set(row[1:]) != {"-"}]) for names, body in [*found, (names, body)]]
+
+
 def matrix_cell(row: Row | None) -> str:
     if row is None:
         return "-"
@@ -153,12 +171,17 @@ CAPTIONS = (
 )
 
 
+def room(table: Table_) -> int:
+    """How wide the terminal has to be for it, with its titles broken between words."""
+    names, body = table
+    return 1 + sum(3 + max(map(len, [*name.split(), *column])) for name, *column in zip(names, *body, strict=True))
+
+
 def fitting(rows: Sequence[Row], width: int) -> Table_:
     """The one table with as many columns as this width has room for."""
     for most, left_out in ((MOST_METRICS, ()), (1, ()), (1, SPARE[:1]), (1, SPARE)):
         names, body = without(cells(rows, most), left_out)
-        widths = [max(map(len, [*name.split(), *column])) for name, *column in zip(names, *body, strict=True)]
-        if sum(widths) + 3 * len(widths) + 1 <= width:
+        if room((names, body)) <= width:
             return names, body
     return without(cells(rows, 0), SPARE)
 
@@ -167,7 +190,7 @@ def tables(rows: Sequence[Row], width: int = 10 * WIDTH) -> list[tuple[str, Tabl
     """All tables of a sweep, with their titles: every row; the matrix and the means over seeds where there are such."""
     square, means = matrix(rows), seed_cells(rows)
     found = [("", fitting(rows, width))]
-    found += [(CAPTIONS[1], matrix_cells(square))] if square else []
+    found += [(CAPTIONS[1], table) for table in matrix_tables(square, width)] if square else []
     return found + ([(CAPTIONS[2], means)] if means else [])
 
 
