@@ -46,6 +46,7 @@ def _panel(axes: Axes, rows: Sequence[Row], lines: Sequence[tuple[str, str]]) ->
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlim(LEAST / 2, MOST * 4)
+    axes.set_ylim(-0.5, len(lines) - 0.5)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
 

@@ -51,8 +51,8 @@ OTHER_STEPS = (
 NEWTON_STOPS = Known(
     NO_NUMBER,
     None,
-    "Newton's test wants f within the absolute tolerance, 1e-5, and float32 rounds exp(y) - 1e6 to 0.06: the solve has not "
-    "converged, and says so",
+    "Newton's test wants f = exp(y) - 1e6 within the absolute tolerance, 1e-5, and a unit of rounding of y moves it by 1: the "
+    "solve has not converged, and says so",
 )
 LARGE_W = Known(
     NO_NUMBER,
