@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from implicitexp.adjoints.continuous.trees import few, mapped
+
 DEGREE = 4
 LONG_STEPS = 5  # explicit methods of a higher order
 SOLVABLE = 1e-10  # the order conditions are met to rounding, or the method has no such polynomial
@@ -70,8 +72,8 @@ class Swept(eqx.Module):
     def of(cls, path: Any, slope: Callable, t0: Any, t1: Any, order: int) -> "Swept":
         """`slope`: t, y -> dy/dt."""
         nodes = jnp.asarray((np.polynomial.legendre.leggauss(order)[0] + 1) / 2, jnp.result_type(t0))
-        at = t0 + nodes * (t1 - t0)
-        return cls(t0, t1, path.evaluate(t0), jax.vmap(lambda t: slope(t, path.evaluate(t)))(at))
+        at, y0 = t0 + nodes * (t1 - t0), path.evaluate(t0)
+        return cls(t0, t1, y0, mapped(lambda t: slope(t, path.evaluate(t)), at, few(y0)))
 
     def evaluate(self, t: Any) -> PyTree:
         width = self.t1 - self.t0

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from implicitexp.adjoints.continuous.extension import outruns_its_interpolation
 from implicitexp.adjoints.continuous.trajectory import Flow
-from implicitexp.adjoints.continuous.trees import added, few, scaled
+from implicitexp.adjoints.continuous.trees import added, few, mapped, scaled
 from implicitexp.adjoints.continuous.walk import AbstractParameters, Integral, State
 
 MORE = 3  # orders that the quadrature is above the method's: its error vanishes beside the steps'
@@ -43,12 +43,14 @@ class ByNodes(AbstractParameters):
         order = (solver.order(flow.terms()) or LEAST_ORDER) + MORE if self.order is None else self.order
         order += 2 if self.in_error_test and (order + 1) // 2 % 2 == 0 else 0  # the estimate leaves out the middle node
         nodes, weights = gauss_legendre(order, jnp.result_type(s0))
-        if not self.in_error_test and not outruns_its_interpolation(solver) and few((flow.theta, y(s0))):
-            return Integral(_one_by_one(flow, nodes, weights, y, state, s0, s1))
-        at = s0 + nodes * (s1 - s0)
-        ys, adjoints = jax.vmap(y)(at), jax.vmap(lambda s: state(s)[0])(at)
+        at, is_small = s0 + nodes * (s1 - s0), few((flow.theta, y(s0)))
+        swept = None
         if outruns_its_interpolation(solver):
-            adjoints = _swept(flow, at, ys, adjoints, state(s1)[0], s1 - s0)
+            swept = _swept(flow, at, y, state, (s0, s1), is_small)
+        if is_small and not self.in_error_test:
+            return Integral(_one_by_one(flow, at, weights * (s1 - s0), y, state, swept))
+        ys = jax.vmap(y)(at)
+        adjoints = jax.vmap(lambda s: state(s)[0])(at) if swept is None else swept
 
         # One pullback for all nodes: JAX adds up over them as it goes, no array of nodes times p is made.
         def slopes(theta):
@@ -68,29 +70,36 @@ class ByNodes(AbstractParameters):
 
 
 def _one_by_one(
-    flow: Flow, nodes: Array, weights: Array, y: Callable, state: Callable, s0: Any, s1: Any
+    flow: Flow, at: Array, weights: Array, y: Callable, state: Callable, swept: PyTree | None
 ) -> list[Array]:
-    """The integral node after node, which is a smaller program: XLA compiles a loop with little in it into a single kernel."""
+    """The integral node after node. `swept`: lambda there, if it is not that of `state`."""
 
     def add(j, total):
-        s = s0 + nodes[j] * (s1 - s0)
+        s = at[j]
+        adjoint = state(s)[0] if swept is None else jax.tree.map(lambda x: x[j], swept)
         _, pullback = jax.vjp(lambda theta: flow.slope(theta, s, y(s)), flow.theta)
-        return added(total, pullback(scaled(state(s)[0], weights[j] * (s1 - s0)))[0])
+        return added(total, pullback(scaled(adjoint, weights[j]))[0])
 
-    return jax.lax.fori_loop(0, nodes.size, add, jax.tree.map(jnp.zeros_like, flow.theta))
+    return jax.lax.fori_loop(0, at.size, add, jax.tree.map(jnp.zeros_like, flow.theta))
 
 
-def _swept(flow: Flow, at: Array, ys: PyTree, adjoints: PyTree, upper: PyTree, width: Array) -> PyTree:
+def _swept(flow: Flow, at: Array, y: Callable, state: Callable, ends: tuple[Any, Any], is_small: bool) -> PyTree:
     """lambda at the nodes, an order of the step better: lambda(s) = lambda(s1) + integral from s to s1 of (df/dy)^T lambda,
     by the polynomial through the integrand at the nodes."""
 
-    def rate(s, y, adjoint):
-        parts = [pulled(flow, part, s, y, adjoint) for part in flow.parts]
+    def rate(s):
+        here, adjoint = y(s), state(s)[0]
+        parts = [pulled(flow, part, s, here, adjoint) for part in flow.parts]
         return jax.tree.map(lambda *xs: sum(xs[1:], xs[0]), *parts)
 
-    remaining = jnp.asarray(remainders(at.size), at.dtype) * width
-    rates = jax.vmap(rate)(at, ys, adjoints)
-    return jax.tree.map(lambda w, r: w + jnp.tensordot(remaining.astype(r.dtype), r, 1), upper, rates)
+    s0, s1 = ends
+    remaining = jnp.asarray(remainders(at.size), at.dtype) * (s1 - s0)
+    rates = mapped(rate, at, is_small)
+
+    def integrated(upper, r):
+        return upper + mapped(lambda row: jnp.tensordot(row.astype(r.dtype), r, 1), remaining, is_small)
+
+    return jax.tree.map(integrated, state(s1)[0], rates)
 
 
 @functools.cache

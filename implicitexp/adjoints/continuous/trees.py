@@ -56,6 +56,11 @@ def few(tree: PyTree) -> bool:
     return count(tree) <= FEW
 
 
+def mapped(fn: Callable, xs: Array, is_small: bool) -> PyTree:
+    """fn over the leading axis; one by one where that is little: XLA compiles a loop with little in it into a single kernel."""
+    return jax.lax.map(fn, xs) if is_small else jax.vmap(fn)(xs)
+
+
 def count(tree: PyTree) -> int:
     """How many numbers."""
     return sum(x.size for x in jax.tree.leaves(tree))
