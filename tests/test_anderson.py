@@ -152,6 +152,7 @@ def test_lanes_take_the_steps_that_they_take_alone():
     )  # of differences of the size of the tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_derivatives_of_the_steps():
     """Reverse, forward and under vmap: of eight steps, in which the ring of three is written over, against differences."""
