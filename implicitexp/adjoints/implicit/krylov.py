@@ -15,9 +15,7 @@ from jaxtyping import Array, Float, Int
 from implicitexp.solvers.anderson import put
 
 FALLEN = 0.9  # of the residual before: with less progress the residual is no new direction (section 4 there)
-MEMORY = (
-    30  # directions that are kept, 10 more than Lineax's GMRES keeps; with a good preconditioner it takes two or three
-)
+MEMORY = 30  # directions that are kept, 10 more than by Lineax's GMRES; a good preconditioner needs two or three
 KEPT = 2**14  # numbers: more directions, up to n of them, where these hold more, which end it without a good one
 SPENT = 100.0  # in units of eps: an image that keeps less than this of its length lies in the space of the last ones
 
