@@ -91,12 +91,6 @@ KNOWN: dict[Key, Known] = {
         ("power with a singular end", name, "float64"): Known(GRADIENT, 3.0, LOG_AT_ZERO)
         for name in (FROZEN, "adjoint, leibniz", "Leibniz()", "forward")
     },
-    ("vector", "Iterated()", "float64"): Known(
-        GRADIENT,
-        10.0,
-        "its tolerance, where none is given, is a tenth of the fixed point solver's, 1e-9, which it ends just below; the "
-        "solution, asked for 1e-8, is right to rounding by chance",
-    ),
     ("tanh, slope 0.99", "unroll", "float64"): Known(PROGRAM, 1e7, ANDERSON),
     ("tanh, slope 0.99", "unroll", "float32"): Known(PROGRAM, 1e3, ANDERSON),
     **{("peak in the field", name, "float32"): Known(GRADIENT, 10.0, SAME_STEPS) for name in (REPLAY, REVERSIBLE)},

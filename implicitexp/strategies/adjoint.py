@@ -84,10 +84,11 @@ class IteratedCell(AbstractCell):
         apply = at.dy_transposed if transposed else at.dy
         equation = split.call().equation
         if equation.kind == "fixed_point":
-            w, *rest = self.iterated(lambda w: w + apply(w) + c, c, noise=jnp.zeros((), c.dtype))
+            w, *rest = self.iterated(lambda w: w + apply(w) + c, c, noise=jnp.zeros((), c.dtype), start=c)
         else:
             factors = factor(at, self.preconditioner, equation.y0)
-            w, *rest = self.iterated(lambda w: w - precondition(factors, apply(w) + c, transposed), c)
+            start = -precondition(factors, c, transposed)
+            w, *rest = self.iterated(lambda w: w - precondition(factors, apply(w) + c, transposed), c, start=start)
         return w * size, *rest
 
 

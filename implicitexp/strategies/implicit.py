@@ -18,7 +18,6 @@ from implicitexp.solvers.base import Loop
 from .base import AbstractCell, AbstractStrategy, Backward, Call, Split
 from .unroll import UnrollCell
 
-KEPT = 64  # states of a solve by an explicit method
 LINEAR_SOLVERS = ("auto", "lu", "qr", "cg", "gmres", "bicgstab", "normal_cg")
 
 
@@ -30,8 +29,9 @@ class Implicit(AbstractStrategy):
     the step control. A method without one tableau (`Leapfrog`) is differentiated as `unroll` does it. For an integral:
     the derivative of the rule on the converged mesh.
 
-    `linear_solver`: auto (LU up to 256 unknowns, GMRES above), lu, qr, cg (a definite Jacobian), gmres, bicgstab,
-    normal_cg; `rtol`, `atol` (of the right-hand side's norm; None: eps^(3/4)) and `max_steps` for the iterative ones.
+    `linear_solver`: auto (LU up to 256 unknowns, above BiCGStab, which goes on after a breakdown), lu, qr, cg (a definite
+    Jacobian), gmres, bicgstab, normal_cg; `rtol`, `atol` (of the right-hand side's norm; None: eps^(3/4)) and `max_steps`
+    for the iterative ones.
     """
 
     linear_solver: LinearSolverName = eqx.field(static=True, default="auto")
@@ -59,19 +59,15 @@ class StepsCell(UnrollCell):
 
 
 def walk(call: Call) -> Loop | None:
-    """The loop that `Replay` walks backwards; None where it is not defined for this method and state.
-
-    An explicit method's steps are done again between KEPT states: `Replay`'s own choice, 8 MiB of states, would be kept by
-    every lane of a vmap, and to fill them takes longer than the steps. Stages that were solved for are worth more.
-    """
+    """The loop that `Replay` walks backwards; None where it is not defined for this method and state."""
     y0 = call.equation.y0
     try:
         scheme = scheme_of(call.solver.stepper(y0))
     except Unsupported:
         return None
-    if not scheme.implicit:
-        return Loop(adjoint=Replay(KEPT))
-    return None if any(jnp.iscomplexobj(x) for x in jax.tree.leaves(y0)) else Loop(adjoint=Replay())
+    if scheme.implicit and any(jnp.iscomplexobj(x) for x in jax.tree.leaves(y0)):
+        return None
+    return Loop(adjoint=Replay())
 
 
 class ImplicitCell(AbstractCell):

@@ -175,6 +175,10 @@ ELSEWHERE = {
     "batch size, or device=auto.": "test_mesh.py::test_what_cannot_be_shared_is_refused",
     "device=mesh: {} is set, so {} and {} must be whole numbers: how many processes there are, and which of them, from 0, this "
     "one is.": "test_mesh.py::test_a_coordinator_needs_to_know_the_processes",
+    "{} has second derivatives by forward mode over reverse mode, not by reverse mode over reverse mode: use jax.hessian, "
+    "jax.jacfwd(jax.grad(...)) or jax.jvp of jax.grad, not jax.grad of jax.grad.": (
+        "test_continuous_second.py::test_reverse_over_reverse_in_the_framework_is_refused_in_words"
+    ),
     "Port {} of {} cannot be used ({}): give another, {} say": (
         "test_tracking.py::test_a_dashboard_needs_a_store_and_a_port"
     ),

@@ -27,7 +27,7 @@ from implicitexp.adjoints.implicit.krylov import directions, smallest_residual
 from implicitexp.adjoints.implicit.linear import LOOSE, SINGULAR
 from implicitexp.adjoints.implicit.optimistix_private import Inputs, Solved, at_solution, forgotten, keeping
 
-SHARE = 0.1  # of the forward solver's rtol: what the adjoint equation of its fixed point adds is below its own error
+SHARE = 0.01  # of the forward solver's rtol: what the adjoint equation of its fixed point adds is below its own error
 
 Vector = Float[Array, " n"]
 Product = Callable[[Vector], Vector]
@@ -84,7 +84,7 @@ class Iterated(AbstractInverseAdjoint):
     w <- (dT/dy)^T w + c, matrix-free (B. Christianson 1994, "Reverse accumulation and attractive fixed points",
     Optimization Methods and Software 3(4)).
 
-    `rtol`, `atol`: relative to c's norm; None for eps^(3/4), or a tenth of a fixed point solver's own `rtol` if that is more.
+    `rtol`, `atol`: relative to c's norm; None for eps^(3/4), or a hundredth of a fixed point solver's own `rtol` if that is more.
     `max_steps`: None for 1000, or 10,000 without acceleration.
     `accelerate`: "anderson" or None. Where it does not converge, the derivative is NaN. `record(residual, steps)`, a function
     of the host, is called after each adjoint solve, the residual being relative.

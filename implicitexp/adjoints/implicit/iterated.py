@@ -43,8 +43,8 @@ class AdjointIteration(eqx.Module):
         """The fixed point of w <- step(w), for |b| = 1: -> w, converged, steps, residual |step(w) - w|.
 
         `noise`: what the rounding of a step is, below which no residual comes, whatever the tolerance. None: `rounding`'s
-        sample of it; 0 where no preconditioner amplifies it. `start`: the first w, zero if not given; step(0) is known
-        without a product.
+        sample of it; 0 where no preconditioner amplifies it. `start`: step(0), which is known
+        without a product, as the first w; zero if not given.
         """
         noise = rounding(step, b) if noise is None else noise
         default = jnp.finfo(b.dtype).eps ** 0.75
