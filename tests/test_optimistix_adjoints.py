@@ -226,9 +226,9 @@ def test_reuse_of_a_bad_inverse(float64):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("solver", "reach"), [(PICARD, 2**-39), (optx.FixedPointIteration(1e-5, 1e-5), 1e-6)])
+@pytest.mark.parametrize(("solver", "reach"), [(PICARD, 2**-39), (optx.FixedPointIteration(1e-5, 1e-5), 1e-7)])
 def test_the_adjoint_of_a_rough_solution_is_no_better_than_it(solver, reach):
-    """eps^(3/4), or a tenth of the solver's rtol: M is 0.7 times a rotation, so that the plain steps can be counted."""
+    """eps^(3/4), or a hundredth of the solver's rtol: M is 0.7 times a rotation, so that the plain steps can be counted."""
     seen = []
     adjoint = Iterated(accelerate=None, record=lambda residual, steps: seen.append((float(residual), int(steps))))
     jax.block_until_ready(jax.grad(lambda a: value((fixed_point, solver, adjoint))(a) @ C)(jnp.asarray(A)))
