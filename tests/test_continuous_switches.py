@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from continuous_cases import ADJOINTS, CLASSES, FORWARDS, STEPPED, arrays, assert_close, exact, name, rows, solve
+from jax.flatten_util import ravel_pytree
 
+from implicitexp.adjoints.continuous import trees
 from implicitexp.adjoints.continuous.backsolve_adjoint import Backsolve
 from implicitexp.adjoints.continuous.forward_sensitivity import ForwardSensitivity
 from implicitexp.adjoints.continuous.gauss_adjoint import Gauss
+from implicitexp.adjoints.continuous.interpolating import Interpolating
 
 ROUND_OFF = 1e-12
 THROWN = {"y0": [1.0, 0.5], "g": 2.0, "t0": 0.2, "t1": 1.8, "ts": [0.2, 0.5, 0.7, 1.0, 1.0, 1.2, 1.8]}
@@ -136,3 +139,29 @@ def test_states_that_are_handed_on(adjoint):
 
     p = arrays({k: v for k, v in FORWARDS.items() if k != "ts"})
     assert_close(jax.jit(jax.grad(loss))(p), jax.grad(lambda p: jnp.sin(exact(p, p["t1"])))(p), STEPPED)
+
+
+# -- few numbers are one vector, and are gone through one by one ----------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "adjoint", [Gauss(), Interpolating(), Backsolve(checkpoints=2), ForwardSensitivity()], ids=name
+)
+def test_few_numbers_and_many_give_the_same(adjoint, float64, monkeypatch):
+    """Dopri8, whose states between steps are swept. Another order of the same operations: rounding, through some thirty steps."""
+
+    def gradient():
+        def total(p):
+            field = dfx.ODETerm(lambda t, y, p: {"x": y["v"], "v": -p["k"] * y["x"] - p["c"] * y["v"]})
+            sol = dfx.diffeqsolve(
+                field, dfx.Dopri8(), 0.0, 5.0, None, {"x": p["x"], "v": jnp.zeros(())}, p,
+                stepsize_controller=dfx.PIDController(1e-9, 1e-9), adjoint=adjoint, max_steps=256,
+            )  # fmt: skip
+            return sol.ys["x"][0] ** 2
+
+        return ravel_pytree(jax.jit(jax.grad(total))({"k": 2.0, "c": 0.1, "x": 1.0}))[0]
+
+    few = gradient()
+    monkeypatch.setattr(trees, "FEW", 0)
+    np.testing.assert_allclose(gradient(), few, rtol=1e-9)
