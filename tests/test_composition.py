@@ -32,7 +32,7 @@ def network_exact(a):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     "strategy",
-    [pytest.param(s, marks=[] if isinstance(s, Adjoint) else [pytest.mark.slow]) for s in STRATEGIES],
+    [pytest.param(s, marks=pytest.mark.slow) for s in STRATEGIES],
     ids=str,
 )
 def test_several_equations_in_a_network_under_vmap(strategy):

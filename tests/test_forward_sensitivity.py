@@ -57,6 +57,7 @@ def test_batches_bound_the_memory(float64):
     assert memory(ForwardSensitivity(batch=4)) < memory(ForwardSensitivity()) / 2
 
 
+@pytest.mark.slow
 def test_forward_mode_costs_one_tangent(float64):
     """`jvp` works above the number of parameters that `grad` is refused for."""
     rates, adjoint = jnp.linspace(0.0, 1.0, 300), ForwardSensitivity()

@@ -20,6 +20,7 @@ ROUNDING = 1e-5  # relative, in float32: sums over the minibatch in another orde
 SECONDS = 400  # for two processes that compile at the same time
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_numbers_of_one_device(tmp_path):
     alone = a_run(tmp_path / "alone", Drawn(), steps=5, log_every=1, check_every=5)
     with device.configured("mesh", "float32") as mesh:

@@ -73,7 +73,7 @@ SECOND = {
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", rows(SECOND, "reuse"))
+@pytest.mark.parametrize("name", rows(SECOND))
 def test_second_derivatives(name):
     """y = (a b)^(1/2) from y^2 = a b: the Hessian by forward over reverse, reverse over forward, reverse over reverse. The
     series converges by a factor of at least three a term, so that 30 terms leave 1e-14."""

@@ -15,7 +15,7 @@ from implicitexp.truth import host_ode
 from implicitexp.truth.doubles import flat
 from implicitexp.truth.host_call import host_call
 
-FAST = {"double root, nearly", "contraction r", "three output times", "limit and integrand"}
+FAST = {"double root, nearly", "contraction r", "limit and integrand"}
 TABLE = [pytest.param(c, id=c.name, marks=[] if c.name in FAST else pytest.mark.slow) for c in CASES]
 USEFUL = 1e-6  # relative uncertainty above which a reference of a smooth problem says too little
 DIFFERENCE = 1e-6  # central differences with step eps^(1/3) in float64, conditioned problems
@@ -170,7 +170,7 @@ def nested_exact(params):
     ("problem", "exact"),
     [
         pytest.param(Mapped(), mapped_exact, id="mapped", marks=pytest.mark.slow),
-        pytest.param(Nested(), nested_exact, id="nested"),
+        pytest.param(Nested(), nested_exact, id="nested", marks=pytest.mark.slow),
     ],
 )
 def test_losses_with_several_equations(problem, exact):

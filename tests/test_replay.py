@@ -33,8 +33,8 @@ def row(stores, solver, controller, saveat, changes=None, mark=slow, **options):
 AUTO = ("auto",)
 WRITTEN_OUT = ("written out",)  # the stages one by one, as in large systems
 ROWS = [
-    row(AUTO, dfx.Tsit5(), cases.adaptive, cases.several, mark=()),
-    row(("stages",), dfx.Kvaerno3(), cases.fixed_root, cases.end, mark=()),
+    row(AUTO, dfx.Tsit5(), cases.adaptive, cases.end, mark=()),
+    row(("stages",), dfx.Kvaerno3(), cases.fixed_root, cases.end),
     row(("steps", *WRITTEN_OUT), dfx.Tsit5(), cases.adaptive, cases.all_forms),
     row(AUTO, dfx.Tsit5(), cases.clipped, cases.several),
     row(AUTO, dfx.Tsit5(), cases.second_order, cases.end, lambda_field=True),

@@ -56,7 +56,7 @@ def expected(p, solver, coupling, controller, saveat, **options):
 
 BACKWARDS = {"t0": 1.7, "t1": 0.1, "dt0": -0.13, "ts": cases.PARAMS["ts"][::-1]}
 ROWS = [
-    pytest.param(dfx.Heun(), cases.fixed, cases.times, {}, None, id="Heun-fixed-times"),
+    pytest.param(dfx.Heun(), cases.fixed, cases.times, {}, None, id="Heun-fixed-times", marks=slow),
     pytest.param(dfx.Tsit5(), cases.adaptive, cases.dense, {}, None, id="Tsit5-adaptive-dense", marks=slow),
     pytest.param(dfx.Dopri5(), cases.clipped, cases.all_forms, {}, 0.9, id="Dopri5-clipped", marks=slow),
     pytest.param(dfx.Tsit5(), cases.adaptive, cases.several, BACKWARDS, 0.99, id="backwards", marks=slow),
@@ -110,6 +110,7 @@ def test_exact_over_many_steps(float64):
     assert jnp.allclose(got, 50 * t * (jnp.cos(rate * t) - jnp.sin(rate * t)), rtol=0.1)
 
 
+@slow
 def test_a_gradient_from_states_that_were_lost_is_nan(float64):
     """0.5^-128 times the rounding is more than there is; 0.5^-16, between two of 16 kept states, is not."""
     exact = jax.grad(lambda r: oscillator(r, 200, 201, dfx.RecursiveCheckpointAdjoint()))(1.0)
