@@ -299,12 +299,6 @@ def most(every: int) -> int:
 
 
 @eqx.filter_jit
-def evaluation_at(experiment: Experiment, params: PyTree, key: PRNGKeyArray, step: Int[Array, ""]) -> Evaluation:
-    """What the update of that step would see at these parameters."""
-    return evaluate(experiment, params, batch_at(experiment, key, step))
-
-
-@eqx.filter_jit
 def answers(experiment: Experiment, params: PyTree) -> dict[str, Array]:
     """The problem's own numbers: test accuracy and the like."""
     return experiment.problem.evaluate(params, Solve(experiment.solver, experiment.gradient))

@@ -23,9 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 RESTART = 2.0  # a residual that grew by more than this over the best one: forget the history, take a plain step
 LONGEST = 1e4  # times the residual: a longer step is no acceleration of a contraction up to 0.9999; take a plain one
 RIDGE = 10.0  # in units of eps, on unit columns: keeps the normal equations solvable when differences are parallel
-QUICK = (
-    0.5  # a plain step that leaves less of the residual than this is followed by a plain one: benchmarks/plain_steps.py
-)
+QUICK = 0.5  # a plain step that leaves less of the residual than this is followed by one: benchmarks/plain_steps.py
 
 Vector = Float[Array, " n"]
 History = Float[Array, "history n"]

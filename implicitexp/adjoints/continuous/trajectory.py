@@ -21,12 +21,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from implicitexp.adjoints.continuous.extension import Swept, interpolation, outruns_its_interpolation
 
 STAGES = 8  # states that a step's interpolation keeps, about: balances the two buffers of `times`
-KEEP_STAGES = (
-    2**20
-)  # bytes, of an implicit method: up to this, filling the buffer costs less than the steps that it saves
-KEEP_STEPS = (
-    2**18
-)  # bytes: each lane of a vmap keeps them; above it the memory costs more than doing the steps once more
+# Bytes. Stages are those of an implicit method: up to there, filling the buffer costs less than the steps that it saves. Each
+# lane of a vmap keeps the states: above that the memory costs more than doing the steps once more.
+KEEP_STAGES, KEEP_STEPS = 2**20, 2**18
 SWEEPS = (
     2  # gradient of an oscillator by Dopri8 at 1e-10: 26, 4.7, 1.9 times kappa times the solve's error with 0, 1, 2
 )

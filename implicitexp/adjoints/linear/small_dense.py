@@ -26,9 +26,7 @@ import lineax as lx
 from jaxtyping import Array, PyTree, Scalar
 
 LARGEST = 4  # unknowns: at five the written-out program is larger than a call of LAPACK is slow
-FAR = (
-    2.0**100
-)  # scales stay inside [1 / FAR, FAR] in float32, in float64 inside its ninth power, so that none overflows
+FAR = 2.0**100  # scales stay inside [1 / FAR, FAR] in float32, in float64 inside its ninth power: none overflows
 
 Row = tuple[Scalar, ...]
 
